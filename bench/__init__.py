@@ -1,0 +1,1 @@
+"""Memory, speed and accuracy of every method of `quant` on LoRA-adapted models."""

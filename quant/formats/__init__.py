@@ -1,0 +1,8 @@
+"""How a weight is stored; how the stored values are chosen is in `quant.methods`."""
+
+from quant.formats.affine import Affine, Integers
+from quant.formats.codebook import Codebook, FixedCodebook
+from quant.formats.dense import Dense
+from quant.formats.reshaped import Reshaped
+
+__all__ = ["Affine", "Codebook", "Dense", "FixedCodebook", "Integers", "Reshaped"]

@@ -1,0 +1,85 @@
+"""How a weight [n, k] is cut into groups that share a scale, and how that scale is stored.
+
+A group is `group` consecutive weights of one row (the last group of a row may be shorter), "channel" (one group a row)
+or "tensor" (one group in all). Scales and zeros have shape [n, ceil(k / group)], [n, 1] and [1, 1] respectively.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quant.core import QuantizedTensor, Quantizer
+
+__all__ = ["Group", "check_group", "expand", "group_shape", "grouped", "store_scale"]
+
+Group = int | str
+SCALE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def check_group(group: Group) -> None:
+    """Raise ValueError unless `group` is a positive int, "channel" or "tensor"."""
+    if group not in ("channel", "tensor") and not (isinstance(group, int) and group > 0):
+        raise ValueError(f"group must be a positive integer, 'channel' or 'tensor', got {group!r}")
+
+
+def check_scale(scale: str | Quantizer) -> None:
+    """Raise ValueError unless `scale` names a dtype that scales can be stored in, or is a quantizer for them."""
+    if not isinstance(scale, Quantizer) and scale not in SCALE_DTYPES:
+        raise ValueError(f"scale must be one of {', '.join(SCALE_DTYPES)} or a Quantizer, got {scale!r}")
+
+
+def group_shape(shape: tuple[int, int], group: Group) -> tuple[int, int]:
+    """Shape of the scales of a weight [n, k].
+
+    >>> group_shape((4, 100), 64), group_shape((4, 100), "channel"), group_shape((4, 100), "tensor")
+    ((4, 2), (4, 1), (1, 1))
+    """
+    n, k = shape
+    if group == "tensor":
+        return 1, 1
+    return (n, 1) if group == "channel" else (n, -(-k // int(group)))
+
+
+def grouped(w: Tensor, group: Group) -> Tensor:
+    """[n, k] -> [rows, groups, size], a short last group filled with zeros. A view where nothing is filled in."""
+    n, k = w.shape
+    if group == "tensor":
+        return w.reshape(1, 1, n * k)
+    if group == "channel":
+        return w.reshape(n, 1, k)
+    size = int(group)
+    short = -k % size
+    return (torch.nn.functional.pad(w, (0, short)) if short else w).reshape(n, -1, size)
+
+
+def ungrouped(t: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `grouped`: [rows, groups, size] -> [n, k], the filled-in zeros dropped."""
+    n, k = shape
+    return t.reshape(n, -1)[:, :k]
+
+
+def expand(scale: Tensor, shape: tuple[int, int], group: Group) -> Tensor:
+    """Scales [rows, groups] -> one value a weight, broadcastable to [n, k]."""
+    if not isinstance(group, int):
+        return scale
+    return scale.repeat_interleave(group, dim=1)[:, : shape[1]]
+
+
+def store_scale(scale: Tensor, how: str | Quantizer) -> Tensor | QuantizedTensor:
+    """`scale` [rows, groups] float32 in the form in which it is stored.
+
+    A dtype that would move a scale that matters (within 2**-12 of the largest) by more than 1 part in 128, by
+    overflow or by underflow, is replaced by float32 for this tensor, and the bytes say so. Quantizers may be nested.
+    """
+    if isinstance(how, Quantizer):
+        return how.quantize(scale)
+    stored = scale.to(getattr(torch, how))
+    matters = scale > scale.max() * 2.0**-12
+    moved = (stored.float() - scale).abs() > scale / 128
+    return scale.contiguous() if bool((matters & moved).any()) else stored
+
+
+def decode_scale(scale: Tensor | QuantizedTensor) -> Tensor:
+    """Stored scales as float32 [rows, groups]."""
+    return scale.decode() if isinstance(scale, QuantizedTensor) else scale.float()
