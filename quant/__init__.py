@@ -11,6 +11,7 @@ from quant.core import (
     UnsupportedError,
     register,
 )
+
 from quant import formats, methods  # isort: skip  (methods register themselves)
 
 __all__ = [
