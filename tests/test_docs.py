@@ -1,0 +1,65 @@
+"""What the documents name exists: files, make targets, commands; the README's numbers are those of the records."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ("README.md", "CONTRIBUTING.md", "DESIGN.md", "CHANGELOG.md")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("doc", DOCS)
+def test_files_that_a_document_names_exist(doc: str):
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]+)+/?|\w+\.(?:md|toml|py|txt))`", text(doc))
+    linked = re.findall(r"\]\(([^)#]+)\)", text(doc))
+    example = {"quant/methods/ternary.py", "results/local/", "results/local/default"}
+    missing = [n for n in {*named, *linked} - example if not n.startswith("http") and not (ROOT / n).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("doc", DOCS)
+def test_make_targets_that_a_document_names_exist(doc: str):
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.M))
+    named = set(re.findall(r"`?make ([a-z-]+)`?", text(doc))) - {"a", "each", "it"}
+    assert named - {"the"} <= targets, named - targets
+
+
+def test_make_help_names_every_target_with_its_duration():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    targets = set(re.search(r"\.PHONY: (.*)", text("Makefile")).group(1).split())
+    assert {line.split()[0] for line in done.stdout.splitlines()[1:]} == targets
+    for target in ("setup", "bench", "bench-quick", "bench-full", "test", "lint", "sabotage"):
+        line = next(x for x in done.stdout.splitlines() if x.split()[:1] == [target])
+        assert re.search(r"minute|second|hour", line), line
+
+
+def test_commands_of_the_readme_parse():
+    """Each `bench ...` line of the README is accepted by the parser as far as `--dry-run` or its own arguments."""
+    lines = re.findall(r"^\.venv/bin/bench (.*)$", text("README.md"), re.M)
+    assert len(lines) >= 4
+    from bench.__main__ import build_parser
+
+    for line in lines:
+        import shlex
+
+        build_parser().parse_args(shlex.split(line))
+
+
+def test_readme_tables_are_those_of_the_committed_records():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.reports", "readme", "--check", "results/cpu-2-cores", "README.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
