@@ -38,7 +38,9 @@ class Defect:
         path = root / self.file
         text = path.read_text(encoding="utf-8")
         if text.count(self.old) != 1:
-            raise SystemExit(f"error: defect {self.name!r}: {self.old!r} stands {text.count(self.old)} times in {self.file}")
+            raise SystemExit(
+                f"error: defect {self.name!r}: {self.old!r} stands {text.count(self.old)} times in {self.file}"
+            )
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 

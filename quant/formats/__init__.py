@@ -3,6 +3,7 @@
 from quant.formats.affine import Affine, Integers
 from quant.formats.codebook import Codebook, FixedCodebook
 from quant.formats.dense import Dense
+from quant.formats.e8m0 import E8M0
 from quant.formats.reshaped import Reshaped
 
-__all__ = ["Affine", "Codebook", "Dense", "FixedCodebook", "Integers", "Reshaped"]
+__all__ = ["Affine", "Codebook", "Dense", "E8M0", "FixedCodebook", "Integers", "Reshaped"]
