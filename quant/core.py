@@ -89,6 +89,8 @@ class QuantizedTensor(ABC):
     def __init_subclass__(cls, format: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if format:
+            if format in FORMATS and FORMATS[format].__qualname__ != cls.__qualname__:
+                raise ValueError(f"format {format!r} is already {FORMATS[format].__qualname__}")
             cls.format = format
             FORMATS[format] = cls
 
@@ -211,11 +213,13 @@ def from_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qua
             else:
                 raise ValueError(f"field {field!r} of format {name!r} must be 'tensor', null or a table, got {value!r}")
         elif field == "shape":
+            if not isinstance(value, list | tuple) or len(value) != 2:
+                raise ValueError(f"shape of format {name!r} must be [n, k], got {value!r}")
             values[field] = (int(value[0]), int(value[1]))
         elif field == "dtype":
             values[field] = _dtype(value)
         else:
-            values[field] = value
+            values[field] = tuple(value) if isinstance(value, list) else value
     if left := set(tensors) - used:
         raise ValueError(f"tensors {sorted(left)} do not belong to format {name!r}")
     return cls(**values)
@@ -288,9 +292,12 @@ def checked(weight: Tensor) -> Tensor:
     size = w.abs()
     largest = float(size.max())
     if not largest < float("inf"):
-        row, column = (~torch.isfinite(w)).nonzero()[0].tolist()
-        value = float(w[row, column])
-        raise ValueError(f"weight is not finite: {value} at [{row}, {column}] of shape {list(w.shape)}")
+        bad = (~torch.isfinite(weight.detach().float() if weight.element_size() == 1 else weight)).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            value = float(weight[row, column])
+            raise ValueError(f"weight is not finite: {value} at [{row}, {column}] of shape {list(w.shape)}")
+        largest = float(weight.detach().abs().max())  # float64 beyond the range of float32
     if largest > LARGEST:
         raise UnsupportedError(f"weight of magnitude {largest:.3g} exceeds 2**100; rescale the layer first")
     return w.masked_fill_(size < SMALLEST, 0.0)

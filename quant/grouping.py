@@ -11,7 +11,18 @@ from torch import Tensor
 
 from quant.core import QuantizedTensor, Quantizer
 
-__all__ = ["Group", "check_group", "expand", "group_shape", "grouped", "store_scale"]
+__all__ = [
+    "Group",
+    "check_group",
+    "check_scale",
+    "decode_scale",
+    "expand",
+    "group_shape",
+    "grouped",
+    "inverse_of",
+    "store_scale",
+    "ungrouped",
+]
 
 Group = int | str
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
@@ -19,7 +30,8 @@ SCALE_DTYPES = ("float32", "float16", "bfloat16")
 
 def check_group(group: Group) -> None:
     """Raise ValueError unless `group` is a positive int, "channel" or "tensor"."""
-    if group not in ("channel", "tensor") and not (isinstance(group, int) and group > 0):
+    positive = isinstance(group, int) and not isinstance(group, bool) and group > 0
+    if not positive and group not in ("channel", "tensor"):
         raise ValueError(f"group must be a positive integer, 'channel' or 'tensor', got {group!r}")
 
 
@@ -75,11 +87,17 @@ def store_scale(scale: Tensor, how: str | Quantizer) -> Tensor | QuantizedTensor
     if isinstance(how, Quantizer):
         return how.quantize(scale)
     stored = scale.to(getattr(torch, how))
-    matters = scale > scale.max() * 2.0**-12
-    moved = (stored.float() - scale).abs() > scale / 128
+    size = scale.abs()
+    matters = size > size.max() * 2.0**-12
+    moved = (stored.float() - scale).abs() > size / 128
     return scale.contiguous() if bool((matters & moved).any()) else stored
 
 
 def decode_scale(scale: Tensor | QuantizedTensor) -> Tensor:
     """Stored scales as float32 [rows, groups]."""
     return scale.decode() if isinstance(scale, QuantizedTensor) else scale.float()
+
+
+def inverse_of(scale: Tensor) -> Tensor:
+    """1 / `scale`; 0 where the scale is not positive or its reciprocal would overflow, as for a group of zeros."""
+    return torch.where(scale > torch.finfo(torch.float32).tiny, 1 / scale, 0.0)

@@ -6,4 +6,4 @@ from quant.formats.dense import Dense
 from quant.formats.e8m0 import E8M0
 from quant.formats.reshaped import Reshaped
 
-__all__ = ["Affine", "Codebook", "Dense", "E8M0", "FixedCodebook", "Integers", "Reshaped"]
+__all__ = ["E8M0", "Affine", "Codebook", "Dense", "FixedCodebook", "Integers", "Reshaped"]

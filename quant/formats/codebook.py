@@ -51,6 +51,8 @@ class Codebook(QuantizedTensor, format="codebook"):
         tables = -(-self.shape[0] // self.rows) if self.rows else 1
         if self.levels.ndim != 2 or self.levels.shape[0] != tables or not 0 < self.levels.shape[1] <= 1 << self.bits:
             raise ValueError(f"levels must be [{tables}, <= {1 << self.bits}], got {list(self.levels.shape)}")
+        if not self.levels.dtype.is_floating_point:
+            raise ValueError(f"levels must be floating, got {self.levels.dtype}")
         if self.scale is not None:
             check_side("scale", self.scale, group_shape(self.shape, self.group))
         if self.offset is not None and self.offset.numel() != 1:
@@ -63,6 +65,8 @@ class Codebook(QuantizedTensor, format="codebook"):
     def decode(self) -> Tensor:
         levels = self.levels.float()
         codes = self.unpacked()
+        if levels.shape[1] < 1 << self.bits and int(codes.max()) >= levels.shape[1]:
+            raise ValueError(f"code {int(codes.max())} has no level: the table holds {levels.shape[1]}")
         if levels.shape[0] == 1:
             w = levels[0].index_select(0, codes.flatten().int()).view(self.shape)
         else:

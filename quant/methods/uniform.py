@@ -26,8 +26,10 @@ from quant.grouping import (
     decode_scale,
     expand,
     grouped,
+    inverse_of,
     store_scale,
 )
+from quant.methods.double import DynamicMap
 
 __all__ = ["Uniform"]
 
@@ -69,8 +71,7 @@ class Uniform(Quantizer):
             low, high = cells.amin(-1).clamp(max=0), cells.amax(-1).clamp(min=0)
             step = (high - low) / top
         scale = store_scale(step, self.scale)
-        step = decode_scale(scale)
-        inverse = torch.where(step > 0, 1 / step, 0.0)  # an all-zero group has step 0 and the code of zero
+        inverse = inverse_of(decode_scale(scale))  # an all-zero group has the code of zero
         zero: Tensor | QuantizedTensor | None = None
         shift: Tensor | float = float(half)
         if self.zero == "integer":
@@ -97,4 +98,5 @@ register("uniform-int4-float-zero-g64", Uniform(4, 64, zero="float"))
 register("uniform-int8-channel", Uniform(8, "channel"))
 register("uniform-int4-channel", Uniform(4, "channel"))
 register("uniform-int4-tensor", Uniform(4, "tensor"))
+register("uniform-int4-g64-dq", Uniform(4, 64, scale=DynamicMap()))
 register("uniform-int8-textbook", Uniform(8, "tensor", scale="float32"))
