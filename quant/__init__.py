@@ -13,17 +13,40 @@ from quant.core import (
 )
 
 from quant import formats, methods  # isort: skip  (methods register themselves)
+from quant.linear import DEFAULT_SKIP, QuantizedLinear, linears, quantize_model
+from quant.lora import (
+    LinearWithLoRA,
+    LoRAConfig,
+    LoRALayer,
+    LoRALinear,
+    add_lora,
+    lora_parameters,
+    merge_lora,
+    quantize_adapter,
+)
 
 __all__ = [
+    "DEFAULT_SKIP",
     "FAMILIES",
     "FORMATS",
     "METHODS",
     "PARTS",
     "Calibration",
+    "LinearWithLoRA",
+    "LoRAConfig",
+    "LoRALayer",
+    "LoRALinear",
+    "QuantizedLinear",
     "QuantizedTensor",
     "Quantizer",
     "UnsupportedError",
+    "add_lora",
     "formats",
+    "linears",
+    "lora_parameters",
+    "merge_lora",
     "methods",
+    "quantize_adapter",
+    "quantize_model",
     "register",
 ]

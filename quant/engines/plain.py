@@ -1,0 +1,52 @@
+"""The two engines that take every format: dequantize at each call, or once and keep the dense copy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quant.core import QuantizedTensor
+from quant.engines.base import Engine, Prepared
+
+__all__ = ["Dense", "Reference"]
+
+
+class _Dequantized(Prepared):
+    def __init__(self, weight: QuantizedTensor) -> None:
+        self.weight = weight
+
+    def matmul(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.weight.dequantize(x.dtype))
+
+
+class _Kept(Prepared):
+    def __init__(self, dense: Tensor) -> None:
+        self.dense = dense
+        self.nbytes = dense.nbytes
+
+    def matmul(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.dense)
+
+
+class Reference(Engine):
+    """Dequantize the whole weight at every call: the definition, and the slowest."""
+
+    name = "reference"
+
+    def refuses(self, weight: QuantizedTensor, dtype: torch.dtype, device: torch.device) -> str:
+        return ""
+
+    def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
+        return _Dequantized(weight)
+
+
+class Dense(Engine):
+    """Dequantize once and keep the dense copy: the speed of the unquantized layer, and more than its memory."""
+
+    name = "dense"
+
+    def refuses(self, weight: QuantizedTensor, dtype: torch.dtype, device: torch.device) -> str:
+        return ""
+
+    def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
+        return _Kept(weight.dequantize(dtype).contiguous())

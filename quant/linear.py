@@ -1,0 +1,287 @@
+"""A linear layer over a quantized weight, and a model whose linear layers are such.
+
+The stored tensors are plain parameters without gradient, named as in `QuantizedTensor.stored()` with dots as double
+underscores: FSDP, `state_dict` and safetensors see nothing unusual. None of them is called `weight`: a loader that
+does not know the format fails instead of reading codes as weights. Casting the module leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, from_config
+from quant.engines import ENGINES, Prepared, choose
+from quant.engines.choice import check_name
+
+__all__ = ["DEFAULT_SKIP", "QuantizedLinear", "linears", "quantize_model"]
+
+# embeddings, output heads and the pooler that feeds them, and the factors of a LoRA made by the peft library
+DEFAULT_SKIP = (
+    "*embeddings",
+    "embed*",
+    "lm_head",
+    "head",
+    "*_head",
+    "cls",
+    "score",
+    "classifier",
+    "pre_classifier",
+    "qa_outputs",
+    "pooler",
+    "lora_*",
+)
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W^T + bias with W [n, k] in quantized form; the gradient reaches x, and the fields named in `trainable`.
+
+    `engine` names the path ("auto": the fastest exact one for the dtype at hand), `compute_dtype` the dtype x is cast
+    to before the product (default: its own). y has the dtype of x.
+    """
+
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        bias: Tensor | None,
+        engine: str = "auto",
+        *,
+        compute_dtype: torch.dtype | None = None,
+        trainable: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        check_name(engine)
+        self.out_features, self.in_features = weight.shape
+        self.engine, self.compute_dtype, self.trainable = engine, compute_dtype, trainable
+        self.config = weight.config()
+        self.stored_names = tuple(weight.stored())
+        for name, tensor in weight.stored().items():
+            learns = name in trainable
+            self.register_parameter(_attribute(name), nn.Parameter(tensor.detach(), requires_grad=learns))
+        if missing := set(trainable) - set(self.stored_names):
+            raise ValueError(f"trainable fields {sorted(missing)} are not stored; stored: {', '.join(self.stored_names)}")
+        if bias is not None and tuple(bias.shape) != (self.out_features,):
+            raise ValueError(f"bias must be [{self.out_features}], got {list(bias.shape)}")
+        self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        if engine not in ("auto", "triton"):
+            choose(engine, weight, compute_dtype or weight.dtype, weight_device(weight), 1)
+        self._forget()
+
+    # --- the weight ---------------------------------------------------------------------------------------------
+
+    def stored(self) -> dict[str, nn.Parameter]:
+        """The parameters that hold the weight, by their name in `QuantizedTensor.stored()`."""
+        return {name: getattr(self, _attribute(name)) for name in self.stored_names}
+
+    @property
+    def weight_qt(self) -> QuantizedTensor:
+        """The quantized weight, sharing memory with the parameters."""
+        self._refresh()
+        return self._weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is stored."""
+        device: torch.device = next(iter(self.stored().values())).device
+        return device
+
+    def _refresh(self) -> None:
+        """Rebuild the weight, and drop what was derived from it, if a parameter was replaced or written to."""
+        state = tuple((p.data_ptr(), p._version, p.device) for p in self.stored().values())
+        if state != self._state:
+            self._forget()
+            self._weight = from_config(self.config, {name: p.detach() for name, p in self.stored().items()})
+            self._state = state
+
+    def _forget(self) -> None:
+        self._state: tuple[Any, ...] = ()
+        self._prepared: dict[tuple[str, torch.dtype], Prepared] = {}
+        self._last = ""
+
+    # --- the product --------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features] in the dtype of x."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x has {x.shape[-1]} features, the layer takes {self.in_features}")
+        learned = [self.stored()[name] for name in self.trainable]
+        y: Tensor = _Product.apply(x, self, *learned)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T without a graph: [..., in_features] -> [..., out_features]."""
+        self._refresh()
+        flat = x.reshape(-1, self.in_features)
+        dtype = self.compute_dtype or x.dtype
+        name = choose(self.engine, self._weight, dtype, x.device, flat.shape[0])
+        key = (name, dtype)
+        if key not in self._prepared:
+            self._prepared[key] = ENGINES[name].prepare(self._weight, dtype)
+        self._last = name
+        return self._prepared[key].matmul(flat.to(dtype)).to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    @property
+    def engine_name(self) -> str:
+        """The path that ran last; before the first product, the one that one row of x would take."""
+        dtype = self.compute_dtype or self.weight_qt.dtype
+        return self._last or choose(self.engine, self.weight_qt, dtype, self.device, 1)
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes kept beside the stored ones: repacked, decoded or dense copies that the engines made."""
+        return sum(p.nbytes for p in self._prepared.values())
+
+    # --- being moved, cast, copied ------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        """Move the stored tensors with the module, but keep their dtypes: a scale cast to bfloat16 is another weight."""
+        self._forget()
+
+        def kept(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return moved if t is self.bias or moved.dtype == t.dtype else t.to(moved.device)
+
+        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_state": (), "_prepared": {}, "_last": "", "_weight": None}
+
+    def extra_repr(self) -> str:
+        weight = self.weight_qt
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"format={weight.format}, bits_per_weight={weight.bits_per_weight:.3f}, engine={self.engine}"
+        )
+
+
+class _Product(torch.autograd.Function):
+    """x W^T, keeping no dense weight: the backward pass dequantizes again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear, *learned: Tensor) -> Tensor:
+        ctx.layer, ctx.learned = layer, learned
+        ctx.save_for_backward(x if any(t.requires_grad for t in learned) else None)
+        return layer.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        layer: QuantizedLinear = ctx.layer
+        dx = dy @ layer.weight_qt.dequantize(dy.dtype) if ctx.needs_input_grad[0] else None
+        grads: list[Tensor | None] = [None] * len(ctx.learned)
+        wanted = [i for i, t in enumerate(ctx.learned) if ctx.needs_input_grad[2 + i]]
+        if wanted:
+            (x,) = ctx.saved_tensors
+            dw = dy.reshape(-1, layer.out_features).float().T @ x.reshape(-1, layer.in_features).float()
+            with torch.enable_grad():
+                copies = {layer.trainable[i]: ctx.learned[i].detach().requires_grad_() for i in wanted}
+                stored = {name: p.detach() for name, p in layer.stored().items()} | copies
+                w = from_config(layer.config, stored).decode()
+                found = torch.autograd.grad(w, list(copies.values()), dw)
+            for i, grad in zip(wanted, found, strict=True):
+                grads[i] = grad
+        return dx, None, *grads
+
+
+def _attribute(name: str) -> str:
+    return name.replace(".", "__")
+
+
+def weight_device(weight: QuantizedTensor) -> torch.device:
+    """Where a quantized weight is stored."""
+    return next(iter(weight.stored().values())).device
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def skipped(name: str, skip: tuple[str, ...]) -> bool:
+    """Whether any component of the dotted `name` matches a pattern of `skip`, or the whole name does.
+
+    >>> skipped("bert.pooler.dense", ("pooler",)), skipped("model.layers.0.mlp.up_proj", ("lm_head", "*.down_proj"))
+    (True, False)
+    """
+    return any(fnmatchcase(part, pattern) for part in (name, *name.split(".")) for pattern in skip)
+
+
+def linears(model: nn.Module, skip: tuple[str, ...] = DEFAULT_SKIP) -> dict[str, nn.Linear]:
+    """The linear layers of `model` that are to be quantized, by qualified name in the order of the model.
+
+    Left out are names that match `skip` (see `skipped`), and the output projection of `nn.MultiheadAttention`, whose
+    weight is read without calling the layer.
+    """
+    inert = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
+    return {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear) and not isinstance(module, inert) and not skipped(name, skip)
+    }
+
+
+def share(model: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers share memory with the original's.
+
+    The parameters are new objects: freezing or training flags, and gradients, are the copy's own.
+    """
+    memo: dict[int, Any] = {id(b): b for b in model.buffers()}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
+    """Put each module of `new` at its qualified name in `model`, which is changed; the root's name is ""."""
+    for name, module in new.items():
+        if not name:
+            return module
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module)
+    return model
+
+
+def quantize_model(
+    model: nn.Module,
+    quantizer: Quantizer,
+    *,
+    skip: tuple[str, ...] = DEFAULT_SKIP,
+    engine: str = "auto",
+    calibration: Mapping[str, Calibration] | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """A copy of `model` whose linear layers (see `linears`) are `QuantizedLinear`; all else shares memory with it.
+
+    A layer below a LoRA is replaced and its adapter kept. `calibration` is looked up by layer name. Raises
+    ValueError where there is nothing to quantize or a weight cannot be quantized, naming the layer.
+    """
+    chosen = linears(model, skip)
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no linear layer to quantize outside skip={skip}")
+    fitted = quantizer.for_model([layer.weight.detach() for layer in chosen.values()])
+    made: dict[int, QuantizedLinear] = {}
+    known: dict[int, QuantizedTensor] = {}
+    copied = share(model)
+    new: dict[str, nn.Module] = {}
+    for name, layer in chosen.items():
+        if id(layer) not in made:
+            if id(layer.weight) not in known:
+                known[id(layer.weight)] = _quantized(name, layer, fitted, (calibration or {}).get(name))
+            bias = copied.get_submodule(name).bias
+            made[id(layer)] = QuantizedLinear(
+                known[id(layer.weight)], bias, engine, compute_dtype=compute_dtype, trainable=fitted.trainable
+            )
+        new[name] = made[id(layer)]
+    return replace_modules(copied, new)
+
+
+def _quantized(name: str, layer: nn.Linear, quantizer: Quantizer, calibration: Calibration | None) -> QuantizedTensor:
+    try:
+        return quantizer.quantize(layer.weight.detach(), calibration)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"layer {name!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
