@@ -1,0 +1,84 @@
+"""What the launchers ask of their tensors, and how a weight's scales reach a kernel.
+
+A weight [n, k] has scales [n, ceil(k / group)], [n, 1] (group "channel") or [1, 1] (group "tensor"); the last group of
+a row may be short.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.packing import packed_bytes
+
+__all__ = ["check_codes", "check_dtype", "check_side", "check_x", "column_block", "group_size", "m_bucket", "row_stride", "spread"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raise TypeError unless `dtype` is one that the kernels compute with."""
+    if dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {dtype}")
+
+
+def check_x(x: Tensor) -> None:
+    """Raise TypeError or ValueError unless `x` is a floating [..., k] with k > 0."""
+    check_dtype("x", x.dtype)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must be [..., k] with k > 0, got shape {list(x.shape)}")
+
+
+def check_codes(codes: Tensor, shape: tuple[int, int], bits: int) -> None:
+    """Raise TypeError or ValueError unless `codes` are contiguous uint8 [n, packed_bytes(k, bits)], n and k positive."""
+    n, k = shape
+    if codes.dtype != torch.uint8:
+        raise TypeError(f"codes must be uint8, got {codes.dtype}")
+    if n <= 0 or k <= 0 or k * bits >= 2**31:
+        raise ValueError(f"a weight [n, k] = {[n, k]} of {bits} bits is empty or its rows are longer than 2**31 bits")
+    if tuple(codes.shape) != (n, packed_bytes(k, bits)):
+        raise ValueError(f"codes must be {[n, packed_bytes(k, bits)]} for {[n, k]}, got {list(codes.shape)}")
+    if not codes.is_contiguous():
+        raise ValueError("codes must be contiguous: pass codes.contiguous()")
+
+
+def check_side(name: str, value: Tensor | None, shape: tuple[int, int], group: int | str) -> None:
+    """Raise TypeError or ValueError unless scales or zeros are floating and of the shape that `group` asks for."""
+    n, k = shape
+    if group not in ("channel", "tensor") and not (isinstance(group, int) and group > 0):
+        raise ValueError(f"group must be a positive integer, 'channel' or 'tensor', got {group!r}")
+    if value is None:
+        return
+    check_dtype(name, value.dtype)
+    want = (1, 1) if group == "tensor" else (n, 1 if group == "channel" else -(-k // int(group)))
+    if tuple(value.shape) != want:
+        raise ValueError(f"{name} must be {list(want)} for {[n, k]} in groups of {group!r}, got {list(value.shape)}")
+
+
+def spread(value: Tensor, k: int, group: int | str) -> Tensor:
+    """Scales or zeros as one value a weight, broadcastable to [n, k]."""
+    return value.repeat_interleave(group, dim=1)[:, :k] if isinstance(group, int) else value
+
+
+def group_size(k: int, group: int | str) -> int:
+    """The group as a kernel knows it: columns that share a scale, 0 when a whole row does."""
+    return group if isinstance(group, int) and group < k else 0
+
+
+def row_stride(value: Tensor | None) -> int:
+    """Elements from one row's scales to the next row's, 0 when all rows share them."""
+    return 0 if value is None or value.shape[0] == 1 else value.stride(0)
+
+
+def column_block(group: int, largest: int) -> int:
+    """Columns a program reads at a time: `largest`, or a power of two that divides the group, so that one scale serves.
+
+    A group without a divisor of 32 gets `largest`, and its scales are then read one a weight.
+    """
+    divisor = group & -group
+    return min(largest, divisor) if divisor >= 32 else largest
+
+
+def m_bucket(m: int) -> int:
+    """The batch size as the tuner knows it: 16, 64 or 256, so that few sizes are tuned."""
+    return 16 if m <= 16 else 64 if m <= 64 else 256
