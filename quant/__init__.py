@@ -13,6 +13,8 @@ from quant.core import (
 )
 
 from quant import formats, methods  # isort: skip  (methods register themselves)
+from quant.adapters import load_adapter, save_adapter
+from quant.files import check_model_folder
 from quant.linear import DEFAULT_SKIP, QuantizedLinear, linears, quantize_model
 from quant.lora import (
     LinearWithLoRA,
@@ -24,6 +26,7 @@ from quant.lora import (
     merge_lora,
     quantize_adapter,
 )
+from quant.model import bits_per_weight, load_model, model_parts, quantized_numel, save_model, saved_sizes
 
 __all__ = [
     "DEFAULT_SKIP",
@@ -41,12 +44,21 @@ __all__ = [
     "Quantizer",
     "UnsupportedError",
     "add_lora",
+    "bits_per_weight",
+    "check_model_folder",
     "formats",
     "linears",
+    "load_adapter",
+    "load_model",
     "lora_parameters",
     "merge_lora",
     "methods",
+    "model_parts",
     "quantize_adapter",
     "quantize_model",
+    "quantized_numel",
     "register",
+    "save_adapter",
+    "save_model",
+    "saved_sizes",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +64,17 @@ class QuantizedLinear(nn.Module):
             learns = name in trainable
             self.register_parameter(_attribute(name), nn.Parameter(tensor.detach(), requires_grad=learns))
         if missing := set(trainable) - set(self.stored_names):
-            raise ValueError(f"trainable fields {sorted(missing)} are not stored; stored: {', '.join(self.stored_names)}")
+            raise ValueError(
+                f"trainable fields {sorted(missing)} are not stored; stored: {', '.join(self.stored_names)}"
+            )
         if bias is not None and tuple(bias.shape) != (self.out_features,):
             raise ValueError(f"bias must be [{self.out_features}], got {list(bias.shape)}")
         self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         if engine not in ("auto", "triton"):
             choose(engine, weight, compute_dtype or weight.dtype, weight_device(weight), 1)
-        self._forget()
+        self._state: tuple[Any, ...] = ()
+        self._prepared: dict[tuple[str, torch.dtype], Prepared] = {}
+        self._last = ""
 
     # --- the weight ---------------------------------------------------------------------------------------------
 
@@ -99,8 +103,8 @@ class QuantizedLinear(nn.Module):
             self._state = state
 
     def _forget(self) -> None:
-        self._state: tuple[Any, ...] = ()
-        self._prepared: dict[tuple[str, torch.dtype], Prepared] = {}
+        self._state = ()
+        self._prepared = {}
         self._last = ""
 
     # --- the product --------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ class QuantizedLinear(nn.Module):
     # --- being moved, cast, copied ------------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
-        """Move the stored tensors with the module, but keep their dtypes: a scale cast to bfloat16 is another weight."""
+        """Move the stored tensors with the module but keep their dtypes: cast scales are another weight."""
         self._forget()
 
         def kept(t: Tensor) -> Tensor:
@@ -270,7 +274,7 @@ def quantize_model(
         if id(layer) not in made:
             if id(layer.weight) not in known:
                 known[id(layer.weight)] = _quantized(name, layer, fitted, (calibration or {}).get(name))
-            bias = copied.get_submodule(name).bias
+            bias = cast("nn.Parameter | None", copied.get_submodule(name).bias)
             made[id(layer)] = QuantizedLinear(
                 known[id(layer.weight)], bias, engine, compute_dtype=compute_dtype, trainable=fitted.trainable
             )

@@ -99,11 +99,9 @@ class LoRALayer(nn.Module):
 class QuantizedLoRALayer(nn.Module):
     """An adapter whose two factors are quantized: W_hat = W_q + (alpha / rank) B_hat A_hat. Frozen."""
 
-    def __init__(self, layer: LoRALayer, quantizer: Quantizer) -> None:
+    def __init__(self, config: LoRAConfig, a: QuantizedLinear, b: QuantizedLinear) -> None:
         super().__init__()
-        self.config = layer.config
-        self.A = QuantizedLinear(quantizer.quantize(layer.A.detach()), None)
-        self.B = QuantizedLinear(quantizer.quantize(layer.B.detach()), None)
+        self.config, self.A, self.B = config, a, b
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.B(self.A(x.float())) * self.config.scaling
@@ -122,6 +120,7 @@ class LinearWithLoRA(nn.Module):
         self.base = base.requires_grad_(False)
         self.lora: LoRALayer | QuantizedLoRALayer = LoRALayer(base.in_features, base.out_features, config, name)
         self.lora.to(base.device if isinstance(base, QuantizedLinear) else base.weight.device)
+        self.train(base.training)
         self._unmerged: Tensor | None = None
 
     @property
@@ -246,7 +245,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
         dtype = layer.base.weight_qt.dtype if isinstance(layer.base, QuantizedLinear) else layer.base.weight.dtype
         weight = layer.merged_weight().to(dtype)
         dense = nn.Linear(layer.in_features, layer.out_features, layer.base.bias is not None, device="meta")
-        dense.weight, dense.bias = nn.Parameter(weight), layer.base.bias
+        dense.weight = nn.Parameter(weight)
+        dense.register_parameter("bias", layer.base.bias)
         new[name] = dense
     return replace_modules(copied, new)
 
@@ -261,5 +261,9 @@ def quantize_adapter(model: nn.Module, quantizer: Quantizer | None = None) -> nn
         how = quantizer or layer.lora.config.quantizer
         if how is None or not isinstance(layer.lora, LoRALayer):
             raise ValueError(f"layer {name!r}: its factors are quantized already, or no quantizer was given")
-        layer.lora = QuantizedLoRALayer(layer.lora, how)
+        layer.lora = QuantizedLoRALayer(
+            layer.lora.config,
+            QuantizedLinear(how.quantize(layer.lora.A.detach()), None),
+            QuantizedLinear(how.quantize(layer.lora.B.detach()), None),
+        )
     return copied

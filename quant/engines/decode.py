@@ -30,7 +30,11 @@ class RowDecoder:
         shape = (stop - start, k)
         if isinstance(weight, Affine):
             w = codes.float()
-            w -= 1 << (weight.bits - 1) if self.zero is None else expand(_part(self.zero, start, stop), shape, weight.group)
+            w -= (
+                1 << (weight.bits - 1)
+                if self.zero is None
+                else expand(_part(self.zero, start, stop), shape, weight.group)
+            )
         else:
             levels = weight.levels.float()
             if levels.shape[0] == 1:
