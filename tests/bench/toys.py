@@ -1,0 +1,48 @@
+"""Executors that stand in for the measuring ones: each method is a way of behaving."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from bench.schema import Cell
+
+
+@dataclass(frozen=True)
+class ToyProtocol:
+    """The protocol of the toys."""
+
+    pause_s: float = 0.0
+    steps: int = 3
+    sizes: tuple[int, ...] = (1, 2)
+
+
+def execute(cell: Cell, protocol: ToyProtocol) -> dict[str, Any]:
+    time.sleep(protocol.pause_s)
+    if cell.method == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if cell.method == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cell.method == "hang":
+        time.sleep(600)
+    if cell.method == "exit":
+        raise SystemExit(7)
+    if cell.method == "broken":
+        raise KeyError("no such layer")
+    if cell.method == "nan":
+        return {"accuracy": {"loss": {"value": float("nan")}}}
+    if cell.method == "memory":
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+    if cell.method == "python-memory":
+        raise MemoryError
+    if cell.method == "unsupported":
+        from quant.core import UnsupportedError
+
+        raise UnsupportedError("4 columns cannot hold a group of 2:8")
+    return {
+        "accuracy": {"accuracy": {"value": 80.0 + cell.seed, "low": 78.0, "high": 82.0, "n": 100}},
+        "training": {"steps": protocol.steps, "pid": os.getpid()},
+    }
