@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.packing import packed_bytes
 
-__all__ = ["check_codes", "check_dtype", "check_side", "check_x", "column_block", "group_size", "m_bucket", "row_stride", "spread"]
+__all__ = ["check_codes", "check_dtype", "check_side", "check_x", "group_size", "row_stride", "spread"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -30,12 +30,12 @@ def check_x(x: Tensor) -> None:
 
 
 def check_codes(codes: Tensor, shape: tuple[int, int], bits: int) -> None:
-    """Raise TypeError or ValueError unless `codes` are contiguous uint8 [n, packed_bytes(k, bits)], n and k positive."""
+    """Raise TypeError or ValueError unless `codes` are contiguous uint8 [n, packed_bytes(k, bits)]."""
     n, k = shape
     if codes.dtype != torch.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     if n <= 0 or k <= 0 or k * bits >= 2**31:
-        raise ValueError(f"a weight [n, k] = {[n, k]} of {bits} bits is empty or its rows are longer than 2**31 bits")
+        raise ValueError(f"a weight [n, k] = {[n, k]} of {bits} bits is empty, or a row exceeds 2**31 bits")
     if tuple(codes.shape) != (n, packed_bytes(k, bits)):
         raise ValueError(f"codes must be {[n, packed_bytes(k, bits)]} for {[n, k]}, got {list(codes.shape)}")
     if not codes.is_contiguous():
@@ -68,17 +68,3 @@ def group_size(k: int, group: int | str) -> int:
 def row_stride(value: Tensor | None) -> int:
     """Elements from one row's scales to the next row's, 0 when all rows share them."""
     return 0 if value is None or value.shape[0] == 1 else value.stride(0)
-
-
-def column_block(group: int, largest: int) -> int:
-    """Columns a program reads at a time: `largest`, or a power of two that divides the group, so that one scale serves.
-
-    A group without a divisor of 32 gets `largest`, and its scales are then read one a weight.
-    """
-    divisor = group & -group
-    return min(largest, divisor) if divisor >= 32 else largest
-
-
-def m_bucket(m: int) -> int:
-    """The batch size as the tuner knows it: 16, 64 or 256, so that few sizes are tuned."""
-    return 16 if m <= 16 else 64 if m <= 64 else 256

@@ -11,7 +11,6 @@ Table look-up in the product: Guo et al. 2024 (FLUTE), arXiv 2407.10960.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.checks import check_codes, check_dtype, check_side, check_x, column_block, group_size, m_bucket, row_stride, spread
+from kernels.checks import check_codes, check_dtype, check_side, check_x, group_size, row_stride, spread
 from kernels.examples import codebook_examples, codebook_sized
-from kernels.op import DECODED, DECODED_WHY, MULTIPLIED, MULTIPLIED_WHY, Op
+from kernels.launchers import decode, multiply
+from kernels.op import DECODED, MULTIPLIED, Op
 from kernels.packing import packed_bytes, unpack
-from kernels.tuning import Kernel, Launch
+from kernels.tuning import Kernel
 
 __all__ = ["OPERATIONS", "codebook_dequantize", "codebook_matmul"]
 
@@ -79,15 +79,7 @@ def codebook_dequantize(
     """
     check_dtype("dtype", dtype)
     arguments = _weight_arguments(codes, levels, scale, shape, bits, group, rows)
-    n, k = shape
-    out = torch.empty(n, k, dtype=dtype, device=codes.device)
-    block_k = column_block(arguments["GROUP"], 128)
-
-    def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
-        return (triton.cdiv(n, meta["BLOCK_N"]) * triton.cdiv(k, block_k),)
-
-    Launch(DEQUANTIZE, grid, {"out_ptr": out, **arguments, "BLOCK_K": block_k}).run()
-    return out
+    return decode(DEQUANTIZE, arguments, dtype, codes.device)
 
 
 def codebook_matmul(
@@ -98,20 +90,8 @@ def codebook_matmul(
     The other arguments, and the errors, are those of `codebook_dequantize`; k is the last dimension of `x`.
     """
     check_x(x)
-    n, k = codes.shape[0], x.shape[-1]
-    arguments = _weight_arguments(codes, levels, scale, (n, k), bits, group, rows)
-    flat = x.reshape(-1, k)
-    m = flat.shape[0]
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-
-    def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
-        return (triton.cdiv(m, meta["BLOCK_M"]) * triton.cdiv(n, meta["BLOCK_N"]),)
-
-    batch = {"x_ptr": flat, "out_ptr": out, "m": m, "x_row": flat.stride(0), "x_col": flat.stride(1)}
-    fixed = {"BLOCK_K": column_block(arguments["GROUP"], 64), "M_BUCKET": m_bucket(m), "UPCAST": MATMUL.interpreted}
-    if m:
-        Launch(MATMUL, grid, {**batch, **arguments, **fixed}).run()
-    return out.view(*x.shape[:-1], n)
+    shape = (len(codes) if codes.ndim else 0, x.shape[-1])
+    return multiply(MATMUL, x, _weight_arguments(codes, levels, scale, shape, bits, group, rows))
 
 
 def _weight_arguments(
@@ -146,19 +126,21 @@ def _weight_arguments(
 def _codes(codes_ptr, row, start, n, row_bytes, BITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     # rows row[BLOCK_N], columns start .. start + BLOCK_K -> codes [BLOCK_N, BLOCK_K] int32, 0 outside the stored bytes
     base = codes_ptr + row.to(tl.int64)[:, None] * row_bytes
-    if 8 % BITS == 0:
-        PER: tl.constexpr = 8 // BITS
-        at = start // PER + tl.arange(0, BLOCK_K // PER)[None, :]
+    if BITS == 8:
+        at = start + tl.arange(0, BLOCK_K)[None, :]
+        code = tl.load(base + at, mask=(row[:, None] < n) & (at < row_bytes), other=0).to(tl.int32)
+    elif 8 % BITS == 0:
+        at = start * BITS // 8 + tl.arange(0, BLOCK_K * BITS // 8)[None, :]
         packed = tl.load(base + at, mask=(row[:, None] < n) & (at < row_bytes), other=0).to(tl.int32)
-        if PER == 1:
-            return packed
-        shift = 8 - BITS - BITS * tl.arange(0, PER)
-        return tl.reshape((packed[:, :, None] >> shift[None, None, :]) & ((1 << BITS) - 1), (BLOCK_N, BLOCK_K))
-    bit = (start + tl.arange(0, BLOCK_K)[None, :]) * BITS
-    at = bit // 8
-    high = tl.load(base + at, mask=(row[:, None] < n) & (at < row_bytes), other=0).to(tl.int32)
-    low = tl.load(base + at + 1, mask=(row[:, None] < n) & (at + 1 < row_bytes), other=0).to(tl.int32)
-    return ((high * 256 + low) >> (16 - BITS - bit % 8)) & ((1 << BITS) - 1)
+        shift = 8 - BITS - BITS * tl.arange(0, 8 // BITS)
+        code = tl.reshape((packed[:, :, None] >> shift[None, None, :]) & ((1 << BITS) - 1), (BLOCK_N, BLOCK_K))
+    else:
+        bit = (start + tl.arange(0, BLOCK_K)[None, :]) * BITS
+        at = bit // 8
+        high = tl.load(base + at, mask=(row[:, None] < n) & (at < row_bytes), other=0).to(tl.int32)
+        low = tl.load(base + at + 1, mask=(row[:, None] < n) & (at + 1 < row_bytes), other=0).to(tl.int32)
+        code = ((high * 256 + low) >> (16 - BITS - bit % 8)) & ((1 << BITS) - 1)
+    return code
 
 
 @triton.jit
@@ -166,9 +148,11 @@ def _look_up(levels_ptr, table, code, row, n, n_levels, ROWS: tl.constexpr):
     # codes [BLOCK_N, BLOCK_K] -> levels of the same shape; table [2**bits] holds the one table when ROWS is 0
     if ROWS == 0:
         flat = tl.reshape(code, (code.shape[0] * code.shape[1],))
-        return tl.reshape(tl.gather(table, flat, 0), (code.shape[0], code.shape[1]))
-    at = (row // ROWS).to(tl.int64)[:, None] * n_levels + code
-    return tl.load(levels_ptr + at, mask=(row[:, None] < n) & (code < n_levels), other=0.0).to(table.dtype)
+        w = tl.reshape(tl.gather(table, flat, 0), (code.shape[0], code.shape[1]))
+    else:
+        at = (row // ROWS).to(tl.int64)[:, None] * n_levels + code
+        w = tl.load(levels_ptr + at, mask=(row[:, None] < n) & (code < n_levels), other=0.0).to(table.dtype)
+    return w
 
 
 # codes [n, row_bytes] uint8, levels [tables, n_levels], scale [n or 1, groups] -> out [n, k]
@@ -292,7 +276,6 @@ OPERATIONS = (
         examples=lambda dtype, device: codebook_examples(dtype, device, product=False),
         sized=lambda m, n, k, dtype, device: codebook_sized(m, n, k, dtype, device, product=False),
         tolerance=DECODED,
-        why=DECODED_WHY,
     ),
     Op(
         name="codebook_matmul",
@@ -303,6 +286,5 @@ OPERATIONS = (
         examples=lambda dtype, device: codebook_examples(dtype, device, product=True),
         sized=lambda m, n, k, dtype, device: codebook_sized(m, n, k, dtype, device, product=True),
         tolerance=MULTIPLIED,
-        why=MULTIPLIED_WHY,
     ),
 )

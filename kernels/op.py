@@ -21,13 +21,35 @@ from torch import Tensor
 
 import kernels
 
-__all__ = ["DECODED", "DECODED_WHY", "MULTIPLIED", "MULTIPLIED_WHY", "Example", "Op", "available", "interpreted", "operations", "relative_error"]
+__all__ = [
+    "DECODED",
+    "MULTIPLIED",
+    "Example",
+    "Op",
+    "Tolerance",
+    "available",
+    "interpreted",
+    "operations",
+    "relative_error",
+]
 
-# Bounds on the relative norm of an error by the dtype of the output, for the two kinds of operation there are so far.
-DECODED = {torch.float32: 2**-23, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-DECODED_WHY = "one rounding to the output, one more in float32"
-MULTIPLIED = {torch.float32: 2**-20, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-MULTIPLIED_WHY = "weight and output each rounded once to the dtype of x; float32 sums of a few hundred terms"
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds on the relative norm of the error by the dtype of the output, and the reason for them."""
+
+    bounds: Mapping[torch.dtype, float]
+    why: str
+
+
+DECODED = Tolerance(
+    {torch.float32: 2**-23, torch.float16: 2**-11, torch.bfloat16: 2**-8},
+    "at most two roundings in float32 and one to the output",
+)
+MULTIPLIED = Tolerance(
+    {torch.float32: 2**-20, torch.float16: 2**-10, torch.bfloat16: 2**-7},
+    "weight and output are each rounded once to the dtype of x; float32 sums of a few hundred terms",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +66,7 @@ class Op:
 
     `reference` and `triton` take the same arguments and return the same tensor; `reference` computes in float64 when
     its `x` (or the `dtype` that is asked for) is float64. `examples(dtype, device)` are small, of odd shape on purpose;
-    `sized(m, n, k, dtype, device)` is one typical input of a given size, for timing. `tolerance` bounds the relative
-    norm of the error by the dtype of the output, for the reason in `why`.
+    `sized(m, n, k, dtype, device)` is one typical input of a given size, for timing. `tolerance` bounds its error.
     """
 
     name: str
@@ -55,8 +76,7 @@ class Op:
     triton: Callable[..., Tensor]
     examples: Callable[[torch.dtype, str], Iterable[Example]]
     sized: Callable[[int, int, int, torch.dtype, str], Example]
-    tolerance: Mapping[torch.dtype, float]
-    why: str
+    tolerance: Tolerance
 
     def exact(self, arguments: Mapping[str, Any]) -> Tensor:
         """What the operation means for these arguments, in float64."""
@@ -72,10 +92,10 @@ class Op:
         want = self.exact(arguments)
         if got.shape != want.shape:
             return f"{self.name}: shape {list(got.shape)} instead of {list(want.shape)}"
-        error, allowed = relative_error(got, want), self.tolerance[got.dtype]
+        error, allowed = relative_error(got, want), self.tolerance.bounds[got.dtype]
         if error <= allowed:
             return None
-        return f"{self.name}: relative error {error:.3g} exceeds {allowed:.3g} for {got.dtype} ({self.why})"
+        return f"{self.name}: relative error {error:.3g} exceeds {allowed:.3g} for {got.dtype} ({self.tolerance.why})"
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:

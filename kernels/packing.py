@@ -64,9 +64,7 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed codes must be uint8, got {packed.dtype}")
     if packed.shape[-1] != packed_bytes(k, bits):
-        raise ValueError(
-            f"{k} codes of {bits} bits take {packed_bytes(k, bits)} bytes a row, got {packed.shape[-1]}"
-        )
+        raise ValueError(f"{k} codes of {bits} bits take {packed_bytes(k, bits)} bytes a row, got {packed.shape[-1]}")
     if bits == 8:
         return packed.clone()
     if k == 0:

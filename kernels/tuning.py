@@ -54,7 +54,10 @@ class Launch:
     arguments: Mapping[str, Any]
 
     def run(self) -> None:
-        """Run it, or note it down inside `recorded`. Raises ValueError when the tensors are where this kernel cannot run, or not all in one place."""
+        """Run it, or note it down inside `recorded`.
+
+        Raises ValueError when the tensors are where this kernel cannot run, or not all in one place.
+        """
         if (launches := _RECORDING.get()) is not None:
             launches.append(self)
             return
