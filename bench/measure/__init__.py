@@ -1,0 +1,1 @@
+"""What a model costs and how far its weights moved: bytes, training memory, times, weight errors."""

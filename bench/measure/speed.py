@@ -1,0 +1,176 @@
+"""Times of a model beside those of a baseline: quantizing, a forward pass, a training step.
+
+Baseline and model take turns on the same inputs, in alternating order, so that what disturbs the machine disturbs
+both; a ratio is the median of the pairs' ratios. Ratios are baseline time / model time: above 1 the model is faster.
+In the rounds of the batch-1 forward pass the baseline runs a second time: its ratio to itself (`noise`) is what this
+machine makes of no difference at all, and a ratio whose interval meets that one is `within_noise`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.measure.clock import Clock, interleaved
+from bench.measure.stats import paired_ratio, stat
+from quant import Quantizer
+from quant.linear import QuantizedLinear
+
+__all__ = ["implementation", "speed_group", "time_quantize"]
+
+FEWEST_FORWARD, FEWEST_STEPS = 5, 3
+NOISY = 0.1  # half-width of the baseline's ratio to itself
+SHARES = {"forward_b1": 0.25, "prefill": 0.35, "train_step": 0.4}  # of the seconds
+DIRECTION = "baseline time / this model's time: above 1 is faster than the baseline"
+
+Inputs = Tensor | Mapping[str, Any] | Sequence[Any]
+
+
+def speed_group(
+    baseline: nn.Module,
+    model: nn.Module,
+    *,
+    inputs_b1: Inputs,
+    inputs_prefill: Inputs,
+    train_step: Callable[[nn.Module], None] | None = None,
+    rounds: int = 30,
+    threads: int | None = None,
+    quantize_seconds: Sequence[float] = (),
+    seconds: float = 5.0,
+) -> dict[str, Any]:
+    """The record's `speed` group.
+
+    Inputs are a tensor, a tuple of arguments or a mapping of keywords. `train_step(m)` runs one step on the model it
+    is given, either one. At most `rounds` rounds are run, and no more than fit in `seconds`, but at least
+    `FEWEST_FORWARD` of a forward pass and `FEWEST_STEPS` of a training step. Forward passes run in eval mode without
+    gradients. Both models' modes and torch's thread count are put back.
+
+    Raises ValueError while Triton's interpreter is on, whose times mean nothing.
+    """
+    refuse_interpreter()
+    if rounds < FEWEST_FORWARD:
+        raise ValueError(f"rounds must be at least {FEWEST_FORWARD}, got {rounds}")
+    before = torch.get_num_threads()
+    modes = [(m, m.training) for m in {id(m): m for top in (baseline, model) for m in top.modules()}.values()]
+    torch.set_num_threads(threads or before)
+    clock = Clock(_device(model))
+    out: dict[str, Any] = {"device": str(clock.device), "threads": torch.get_num_threads()}
+    try:
+        for m in (baseline, model):
+            m.eval()
+        first = {"baseline": _forward(baseline, inputs_b1), "model": _forward(model, inputs_b1)}
+        first["again"] = first["baseline"]
+        with torch.no_grad():
+            b1 = interleaved(first, clock, FEWEST_FORWARD, rounds, seconds * SHARES["forward_b1"])
+            second = {"baseline": _forward(baseline, inputs_prefill), "model": _forward(model, inputs_prefill)}
+            prefill = interleaved(second, clock, FEWEST_FORWARD, rounds, seconds * SHARES["prefill"])
+        out["implementation"] = implementation(model)
+        steps = None
+        if train_step is not None:
+            _restore(modes)
+            third = {"baseline": lambda: train_step(baseline), "model": lambda: train_step(model)}
+            steps = interleaved(third, clock, FEWEST_STEPS, rounds, seconds * SHARES["train_step"])
+    finally:
+        _restore(modes)
+        torch.set_num_threads(before)
+    noise = paired_ratio(b1["again"], b1["baseline"])
+    tokens = _tokens(inputs_prefill)
+    out |= {"quantize_s": stat(quantize_seconds), "ratio_direction": DIRECTION, "noise": noise}
+    for name, samples in (("forward_b1", b1), ("prefill", prefill), ("train_step", steps)):
+        out |= _figures(name, samples, noise)
+    out["prefill_tokens"] = tokens
+    out["prefill_tokens_per_s"] = stat([tokens / s for s in prefill["model"]])
+    return out | _noisy(noise)
+
+
+def time_quantize(
+    quantizer: Quantizer, weights: Sequence[Tensor], *, repeats: int = 3, seconds: float = 3.0
+) -> list[float]:
+    """Seconds to quantize all of `weights`, once a pass; a further pass starts only within `seconds`."""
+    refuse_interpreter()
+    clock = Clock(weights[0].device)
+    samples: list[float] = []
+
+    def all_of_them() -> None:
+        fitted = quantizer.for_model(weights)
+        for weight in weights:
+            fitted.quantize(weight)
+
+    start = time.perf_counter()
+    while len(samples) < max(1, repeats) and (not samples or time.perf_counter() - start + samples[-1] < seconds):
+        samples.append(clock(all_of_them))
+    return samples
+
+
+def implementation(model: nn.Module) -> dict[str, int]:
+    """{engine: quantized layers that it multiplies}; without quantized layers, the plain linear ones."""
+    engines = Counter(m.engine_name for m in model.modules() if isinstance(m, QuantizedLinear))
+    plain = sum(isinstance(m, nn.Linear) for m in model.modules())
+    return dict(engines) or {"torch.nn.Linear": plain}
+
+
+def refuse_interpreter() -> None:
+    """Raise ValueError while Triton's interpreter is on."""
+    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y"):
+        raise ValueError(
+            "TRITON_INTERPRET is set: times of interpreted kernels mean nothing; unset it to measure speed"
+        )
+
+
+def _figures(name: str, samples: Mapping[str, list[float]] | None, noise: Mapping[str, Any]) -> dict[str, Any]:
+    if samples is None:
+        empty = stat([]) | {"reason": "not measured"}
+        return {f"{name}_s": empty, f"{name}_ratio": empty, f"{name}_baseline_s": empty}
+    ratio = paired_ratio(samples["baseline"], samples["model"])
+    ratio["within_noise"] = ratio["low"] <= noise["high"] and noise["low"] <= ratio["high"]
+    return {
+        f"{name}_s": stat(samples["model"]),
+        f"{name}_ratio": ratio,
+        f"{name}_baseline_s": stat(samples["baseline"]),
+    }
+
+
+def _noisy(noise: Mapping[str, Any]) -> dict[str, Any]:
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    half = (noise["high"] - noise["low"]) / 2
+    reasons = []
+    if load > cores:
+        reasons.append(f"load average {load:.1f} on {cores} cores")
+    if half > NOISY:
+        reasons.append(f"the baseline's ratio to itself is only known to +-{100 * half:.0f} %")
+    out: dict[str, Any] = {"noisy": bool(reasons), "load_average": load}
+    return out | ({"noisy_reason": "; ".join(reasons)} if reasons else {})
+
+
+def _forward(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+    if isinstance(inputs, Tensor):
+        return lambda: model(inputs)
+    if isinstance(inputs, Mapping):
+        return lambda: model(**inputs)
+    return lambda: model(*inputs)
+
+
+def _tokens(inputs: Inputs) -> int:
+    """Tokens of a batch: its attention mask's, else its ids', else the rows of its first tensor of features."""
+    if isinstance(inputs, Mapping):
+        if isinstance(inputs.get("attention_mask"), Tensor):
+            return int(inputs["attention_mask"].sum())
+        first = inputs["input_ids"] if "input_ids" in inputs else next(iter(inputs.values()))
+    else:
+        first = inputs if isinstance(inputs, Tensor) else inputs[0]
+    return int(first.numel() // first.shape[-1] if first.is_floating_point() else first.numel())
+
+
+def _restore(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
