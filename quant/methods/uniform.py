@@ -81,6 +81,8 @@ class Uniform(Quantizer):
             zero = (-low * inverse).to(torch.float16)
             shift = zero.float()
         codes = weight * expand(inverse, (n, k), self.group)
+        if self.zero != "float":
+            codes.round_()  # before the shift, whose size would cost digits
         codes += expand(shift, (n, k), self.group) if isinstance(shift, Tensor) else shift
         bottom = 1 if self.zero is None else 0
         packed = pack(codes.round_().clamp_(bottom, top).to(torch.uint8), self.bits)
