@@ -57,7 +57,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object from `path`; ValueError names a file with a syntax error, a duplicate key, or over `limit` bytes."""
+    """A JSON object from `path`; ValueError names a file with an error, a duplicate key, or over `limit` bytes."""
     size = path.stat().st_size
     if size > limit:
         raise ValueError(f"{path} has {size} bytes, more than the {limit} allowed")
@@ -142,7 +142,7 @@ def sha256(data: Path | Tensor) -> str:
     import torch
 
     raw = data.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy()).hexdigest()
+    return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
 def read_tensors(folder: Path, name: str, checksum: str | None = None) -> dict[str, Tensor]:

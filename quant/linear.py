@@ -96,7 +96,7 @@ class QuantizedLinear(nn.Module):
 
     def _refresh(self) -> None:
         """Rebuild the weight, and drop what was derived from it, if a parameter was replaced or written to."""
-        state = tuple((p.data_ptr(), p._version, p.device) for p in self.stored().values())
+        state = tuple((p.data_ptr(), _version(p), p.device) for p in self.stored().values())
         if state != self._state:
             self._forget()
             self._weight = from_config(self.config, {name: p.detach() for name, p in self.stored().items()})
@@ -122,12 +122,24 @@ class QuantizedLinear(nn.Module):
         self._refresh()
         flat = x.reshape(-1, self.in_features)
         dtype = self.compute_dtype or x.dtype
-        name = choose(self.engine, self._weight, dtype, x.device, flat.shape[0])
-        key = (name, dtype)
-        if key not in self._prepared:
-            self._prepared[key] = ENGINES[name].prepare(self._weight, dtype)
-        self._last = name
-        return self._prepared[key].matmul(flat.to(dtype)).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        self._last = choose(self.engine, self._weight, dtype, x.device, flat.shape[0])
+        y = self._ready(self._last, dtype).matmul(flat.to(dtype))
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def transposed(self, dy: Tensor) -> Tensor:
+        """dy W, the gradient of x: [..., out_features] -> [..., in_features]; by an engine that can."""
+        self._refresh()
+        flat = dy.reshape(-1, self.out_features)
+        dtype = self.compute_dtype or dy.dtype
+        name = self.engine if self.engine in ("dense", "reference") else "tiled"
+        dx = self._ready(name, dtype).transposed(flat.to(dtype))
+        return dx.to(dy.dtype).view(*dy.shape[:-1], self.in_features)
+
+    def _ready(self, name: str, dtype: torch.dtype) -> Prepared:
+        name = "tiled" if name == "lut" else name  # one preparation serves both
+        if (name, dtype) not in self._prepared:
+            self._prepared[name, dtype] = ENGINES[name].prepare(self._weight, dtype)
+        return self._prepared[name, dtype]
 
     @property
     def engine_name(self) -> str:
@@ -176,7 +188,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         layer: QuantizedLinear = ctx.layer
-        dx = dy @ layer.weight_qt.dequantize(dy.dtype) if ctx.needs_input_grad[0] else None
+        dx = layer.transposed(dy) if ctx.needs_input_grad[0] else None
         grads: list[Tensor | None] = [None] * len(ctx.learned)
         wanted = [i for i, t in enumerate(ctx.learned) if ctx.needs_input_grad[2 + i]]
         if wanted:
@@ -190,6 +202,11 @@ class _Product(torch.autograd.Function):
             for i, grad in zip(wanted, found, strict=True):
                 grads[i] = grad
         return dx, None, *grads
+
+
+def _version(t: Tensor) -> int:
+    """Counts the writes to `t`; a tensor made in inference mode does not count them and is taken as constant."""
+    return 0 if t.is_inference() else t._version
 
 
 def _attribute(name: str) -> str:

@@ -22,6 +22,10 @@ class Prepared(ABC):
     def matmul(self, x: Tensor) -> Tensor:
         """x [m, k] in the compute dtype -> x @ W.T [m, n] in that dtype."""
 
+    def transposed(self, dy: Tensor) -> Tensor:
+        """dy [m, n] in the compute dtype -> dy @ W [m, k] in that dtype: the gradient of x."""
+        raise TypeError(f"{type(self).__name__} multiplies forward only")
+
 
 class Engine(ABC):
     """One way to multiply with a quantized weight."""

@@ -21,10 +21,11 @@ def choose(name: str, weight: QuantizedTensor, dtype: torch.dtype, device: torch
     """
     if name != "auto":
         check_name(name)
-        if reason := ENGINES[name].refuses(weight, dtype, device):
+        reason = ENGINES[name].refuses(weight, dtype, device)
+        if reason:
             raise ValueError(f"engine {name!r} refuses this weight: {reason}; use engine='auto'")
         return name
-    packed = BFLOAT16 if dtype == torch.bfloat16 and m <= PACKED_BATCH else ()
+    packed: tuple[str, ...] = BFLOAT16 if dtype == torch.bfloat16 and m <= PACKED_BATCH else ()
     for candidate in (*packed, *EXACT):
         if not ENGINES[candidate].refuses(weight, dtype, device):
             return candidate

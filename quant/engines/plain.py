@@ -5,18 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quant import formats
 from quant.core import QuantizedTensor
 from quant.engines.base import Engine, Prepared
 
-__all__ = ["Dense", "Reference"]
+__all__ = ["Dense", "Dequantized", "Reference"]
 
 
-class _Dequantized(Prepared):
+def whole(weight: QuantizedTensor, dtype: torch.dtype) -> Tensor:
+    """The dense weight in `dtype`; the stored values themselves where they are that already."""
+    return weight.values.to(dtype) if isinstance(weight, formats.Dense) else weight.dequantize(dtype)
+
+
+class Dequantized(Prepared):
+    """Holds nothing beside the weight."""
+
     def __init__(self, weight: QuantizedTensor) -> None:
         self.weight = weight
 
     def matmul(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self.weight.dequantize(x.dtype))
+        return torch.nn.functional.linear(x, whole(self.weight, x.dtype))
+
+    def transposed(self, dy: Tensor) -> Tensor:
+        return dy @ whole(self.weight, dy.dtype)
 
 
 class _Kept(Prepared):
@@ -26,6 +37,9 @@ class _Kept(Prepared):
 
     def matmul(self, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, self.dense)
+
+    def transposed(self, dy: Tensor) -> Tensor:
+        return dy @ self.dense
 
 
 class Reference(Engine):
@@ -37,7 +51,7 @@ class Reference(Engine):
         return ""
 
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
-        return _Dequantized(weight)
+        return Dequantized(weight)
 
 
 class Dense(Engine):
@@ -49,4 +63,4 @@ class Dense(Engine):
         return ""
 
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
-        return _Kept(weight.dequantize(dtype).contiguous())
+        return _Kept(whole(weight, dtype).contiguous())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def as_rows(weight: QuantizedTensor) -> QuantizedTensor:
     if isinstance(inner.group, int) and k % inner.group == 0:
         for name, value in side.items():
             changes[name] = None if value is None else decode_scale(value).reshape(n, -1)
-        return dataclasses.replace(inner, shape=(n, k), **changes)
+        return dataclasses.replace(inner, shape=(n, k), **cast("dict[str, Any]", changes))
     if any(isinstance(v, torch.Tensor | QuantizedTensor) for v in side.values()):
         return weight
-    return dataclasses.replace(inner, shape=(n, k), **changes)
+    return dataclasses.replace(inner, shape=(n, k), **cast("dict[str, Any]", changes))

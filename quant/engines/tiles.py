@@ -1,7 +1,7 @@
-"""Dequantize a tile of rows into a reused workspace, multiply with it, go on to the next: exact, and cache-sized.
+"""Decode a tile of rows into a reused workspace, multiply with it, go on to the next: exact, and cache-sized.
 
-`lut` decodes several codes with one look-up: the packed codes of a row are read as indices of 8 to 16 bits into a
-table that holds, for every index, the values of all codes in it. `tiled` takes every other format.
+`lut` takes affine and codebook weights, decoded by look-up; `tiled` takes every format: by look-up where it can,
+else dequantized whole at every call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from quant.core import QuantizedTensor
 from quant.engines.base import Engine, Prepared
-from quant.engines.decode import ROWS, RowDecoder
+from quant.engines.decode import RowDecoder
+from quant.engines.plain import Dequantized
 from quant.engines.rows import as_rows
 from quant.formats import Affine, Codebook
 
@@ -20,29 +21,31 @@ __all__ = ["Lut", "Tiled"]
 
 class _Tiles(Prepared):
     def __init__(self, decoder: RowDecoder) -> None:
-        self.decoder = decoder
-        self.nbytes = decoder.nbytes
+        self.decoder, self.nbytes = decoder, decoder.nbytes
 
     def matmul(self, x: Tensor) -> Tensor:
-        n = self.decoder.shape[0]
+        n, step = self.decoder.shape[0], self.decoder.step
         inner = x.to(self.decoder.dtype)
+        if step >= n:
+            return torch.mm(inner, self.decoder.rows(0, n).t()).to(x.dtype)
         y = inner.new_empty(x.shape[0], n)
-        for start in range(0, n, ROWS):
-            tile = self.decoder.rows(start, min(start + ROWS, n))
-            torch.mm(inner, tile.t(), out=y[:, start : start + ROWS])
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            y[:, start:stop] = torch.mm(inner, self.decoder.rows(start, stop).t())
         return y.to(x.dtype)
 
-
-class _Whole(Prepared):
-    def __init__(self, weight: QuantizedTensor) -> None:
-        self.weight = weight
-
-    def matmul(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self.weight.dequantize(x.dtype))
+    def transposed(self, dy: Tensor) -> Tensor:
+        n, step = self.decoder.shape[0], self.decoder.step
+        inner = dy.to(self.decoder.dtype)
+        dx = inner.new_zeros(dy.shape[0], self.decoder.shape[1], dtype=torch.float32)
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            dx += torch.mm(inner[:, start:stop], self.decoder.rows(start, stop))
+        return dx.to(dy.dtype)
 
 
 class Lut(Engine):
-    """Affine and codebook weights of any width."""
+    """Affine and codebook weights of any width, on the CPU."""
 
     name = "lut"
 
@@ -58,7 +61,7 @@ class Lut(Engine):
 
 
 class Tiled(Engine):
-    """Every format: by tiles where the rows can be decoded apart, else whole."""
+    """Every format, on every device."""
 
     name = "tiled"
 
@@ -66,4 +69,7 @@ class Tiled(Engine):
         return ""
 
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
-        return _Whole(weight)
+        rows = as_rows(weight)
+        if isinstance(rows, Affine | Codebook) and rows.codes.device.type == "cpu":
+            return _Tiles(RowDecoder(rows, dtype))
+        return Dequantized(weight)

@@ -1,0 +1,1 @@
+"""Micro-benchmarks: kernels and layers, one file each."""
