@@ -1,4 +1,4 @@
-"""Double quantization: the dynamic table is searched exactly, scales keep their sign, any method's scales can be given."""
+"""Double quantization: the dynamic table is searched exactly, scales keep their sign, every method accepts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NF4: the published table and thresholds, the formula behind it, ties, sizes; what any table method owes odd weights."""
+"""NF4: the published table and thresholds, the formula behind it, ties, sizes; what every table owes odd weights."""
 
 from __future__ import annotations
 
