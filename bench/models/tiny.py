@@ -17,6 +17,7 @@ from bench.models.base import Kind, Model, Source, register
 __all__ = ["byte_tokenizer"]
 
 NOTE = "random weights: checks that the code runs, ranks nothing"
+SPREAD = 0.15  # of the initial weights; with the usual 0.02 so narrow a model does nothing but look up
 SPECIAL = ("<pad>", "<eos>")
 
 
@@ -47,6 +48,7 @@ def _build(kind: Kind) -> nn.Module:
             num_attention_heads=4,
             intermediate_size=128,
             max_position_embeddings=256,
+            initializer_range=SPREAD,
             pad_token_id=0,
         )
         return BertModel(bert, add_pooling_layer=False)
@@ -58,6 +60,7 @@ def _build(kind: Kind) -> nn.Module:
         num_key_value_heads=2,
         intermediate_size=128,
         max_position_embeddings=256,
+        initializer_range=SPREAD,
         tie_word_embeddings=True,
         pad_token_id=0,
         eos_token_id=1,

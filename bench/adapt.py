@@ -1,0 +1,197 @@
+"""The orders of `bench.schema.ORDERS`: how a model is adapted to a task, and where quantization comes in.
+
+Beside those that the names explain:
+
+    untouched   encoder: the head is the logistic regression on frozen features; causal: the model as it is
+    features    the backbone is frozen; an encoder's linear head is trained by the loop of every other order. The head
+                of a causal model is its embedding, so its final norm is trained: a weight for every feature
+    prompt      virtual tokens before the input (Lester et al. 2021, arXiv 2104.08691), by the peft library; an
+                encoder's head is trained with them
+    qlora       fields of the quantized weight that its method calls trainable learn along with the adapter
+
+Quantized layers compute with a dense copy of the decoded weight: exact, and fast for many tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.baseline import Setting, baseline_adapter, fit
+from bench.tasks.classification import Classification
+from bench.tasks.heads import fit_logistic
+from quant import Quantizer, UnsupportedError
+from quant.linear import QuantizedLinear, quantize_model
+from quant.lora import LoRAConfig, add_lora, merge_lora
+
+__all__ = ["ADAPT", "Adapted", "adapt", "lora_config"]
+
+ENGINE = "dense"
+FINAL_NORMS = ("model.norm", "model.final_layernorm", "transformer.ln_f", "gpt_neox.final_layer_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """An adapted module; `quantized` is the un-adapted quantized one where there is one, `training` and
+    `training_memory` are groups of the record. `kin`: it stands in for the baseline, so KL to it has a meaning."""
+
+    module: nn.Module
+    quantized: nn.Module | None = None
+    training: dict[str, Any] | None = None
+    training_memory: dict[str, Any] | None = None
+    kin: bool = False
+
+
+def adapt(order: str, setting: Setting, quantizer: Quantizer) -> Adapted:
+    """The model of `setting` adapted in `order`; `quantizer` counts for the orders that quantize."""
+    if order not in ADAPT:
+        raise ValueError(f"order {order!r} adapts nothing; known: {', '.join(ADAPT)}")
+    return ADAPT[order](setting, quantizer)
+
+
+def _wrapped(setting: Setting) -> nn.Module:
+    return setting.task.wrap(setting.model, setting.seed)
+
+
+def _untouched(setting: Setting, quantizer: Quantizer) -> Adapted:
+    module = _wrapped(setting)
+    task = setting.task
+    if isinstance(task, Classification):
+        loader, _ = task.train_texts(setting.model, setting.protocol).by_length(setting.protocol.batch)
+        with torch.inference_mode():
+            rows = [(module.embed(b.input_ids, b.attention_mask), b.labels) for b in loader]  # type: ignore[operator]
+        features, labels = (torch.cat(column).clone() for column in zip(*rows, strict=True))
+        module.head = fit_logistic(features, labels)
+    return Adapted(module)
+
+
+def _features(setting: Setting, quantizer: Quantizer) -> Adapted:
+    module = copy.deepcopy(_wrapped(setting)).requires_grad_(False)
+    _head_of(module).requires_grad_(True)
+    return Adapted(module, None, *fit(setting, module, setting.rates.head))
+
+
+def _head_of(module: nn.Module) -> nn.Module:
+    names = ("head", *FINAL_NORMS)
+    known = dict(module.named_modules())
+    found: nn.Module | None = next((known[name] for name in names if name in known), None)
+    if found is None:
+        raise UnsupportedError(f"{type(module).__name__} has no final norm to train: none of {', '.join(FINAL_NORMS)}")
+    return found
+
+
+def _full(setting: Setting, quantizer: Quantizer) -> Adapted:
+    module = copy.deepcopy(_wrapped(setting)).requires_grad_(True)
+    return Adapted(module, None, *fit(setting, module, setting.rates.full))
+
+
+def _prompt(setting: Setting, quantizer: Quantizer) -> Adapted:
+    from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+
+    count = setting.protocol.virtual_tokens
+    kind = TaskType.CAUSAL_LM if setting.model.kind == "causal" else TaskType.FEATURE_EXTRACTION
+    config = PromptTuningConfig(
+        task_type=kind, num_virtual_tokens=count, prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB
+    )
+    module = copy.deepcopy(_wrapped(setting))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        torch.manual_seed(setting.seed)
+        if setting.model.kind == "causal":
+            module = _WithoutPrompt(get_peft_model(module, config), count)  # type: ignore[arg-type]
+        else:
+            module.backbone = get_peft_model(module.backbone, config)  # type: ignore[arg-type]
+    return Adapted(module, None, *fit(setting, module, setting.rates.prompt))
+
+
+class _WithoutPrompt(nn.Module):
+    """A causal model behind virtual tokens, its logits [m, t, v] being those of the real tokens."""
+
+    def __init__(self, inner: nn.Module, count: int) -> None:
+        super().__init__()
+        self.inner, self.count = inner, count
+
+    def forward(self, **inputs: Any) -> Any:
+        out = self.inner(**inputs)
+        out.logits = out.logits[:, self.count :]
+        return out
+
+
+def lora_config(setting: Setting) -> LoRAConfig:
+    """The adapter that `setting` asks for; an encoder's head is trained with it."""
+    p = setting.protocol
+    also = ("head",) if setting.model.kind == "encoder" else ()
+    return LoRAConfig(p.rank, p.alpha, p.dropout, p.targets, seed=setting.seed, also_train=also)
+
+
+def _with_baseline(module: nn.Module, setting: Setting) -> tuple[nn.Module, dict[str, Any]]:
+    """`module` with the adapter of the baseline, and what its training was."""
+    out = add_lora(module, lora_config(setting))
+    tensors, extra = baseline_adapter(setting, lambda: _train_lora(setting))
+    load_trained(out, tensors)
+    return out, extra
+
+
+def _train_lora(setting: Setting) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    module = add_lora(_wrapped(setting), lora_config(setting))
+    training, memory = fit(setting, module, setting.rates.lora)
+    return trained_state(module), {"training": training, "training_memory": memory}
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` into the trainable parameters of `module`; the names must be the same."""
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if own.keys() != tensors.keys():
+        raise ValueError(f"the stored adapter does not fit: it differs in {sorted(own.keys() ^ tensors.keys())[:4]}")
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(tensors[name])
+
+
+def _lora(setting: Setting, quantizer: Quantizer) -> Adapted:
+    module, extra = _with_baseline(_wrapped(setting), setting)
+    return Adapted(module, None, extra["training"], extra["training_memory"], kin=True)
+
+
+def _beneath(setting: Setting, quantizer: Quantizer) -> Adapted:
+    quantized = quantize_model(_wrapped(setting), quantizer, engine=ENGINE)
+    module, _ = _with_baseline(quantized, setting)
+    return Adapted(module, quantized, kin=True)
+
+
+def _qlora(setting: Setting, quantizer: Quantizer) -> Adapted:
+    quantized = quantize_model(_wrapped(setting), quantizer, engine=ENGINE)
+    module = add_lora(quantized, lora_config(setting))
+    for layer in module.modules():
+        if isinstance(layer, QuantizedLinear):
+            for name in layer.trainable:
+                layer.stored()[name].requires_grad_(True)
+    return Adapted(module, None, *fit(setting, module, setting.rates.lora), kin=True)
+
+
+def _merge(setting: Setting, quantizer: Quantizer) -> Adapted:
+    module, _ = _with_baseline(_wrapped(setting), setting)
+    return Adapted(quantize_model(merge_lora(module), quantizer, engine=ENGINE), kin=True)
+
+
+ADAPT: dict[str, Callable[[Setting, Quantizer], Adapted]] = {
+    "untouched": _untouched,
+    "features": _features,
+    "prompt": _prompt,
+    "full": _full,
+    "lora": _lora,
+    "beneath": _beneath,
+    "qlora": _qlora,
+    "merge": _merge,
+}

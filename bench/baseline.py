@@ -1,0 +1,138 @@
+"""What every order of one (model, task, seed) shares: the training run, and the baseline that all are compared with.
+
+The baseline is the LoRA on the unquantized weights. Its adapter and its outputs are computed once and kept in the
+cache folder, so that cells of any process pair with the very same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import transformers
+from torch import nn
+
+from bench.cache import Entry, cached
+from bench.measure.training import train_step_memory
+from bench.models import Model, fingerprint, load
+from bench.models.fingerprint import digest_of
+from bench.protocol import Protocol
+from bench.tasks import Outputs, Rates, Task, find
+from bench.train import Schedule, optimizer_of, train
+
+__all__ = ["Setting", "baseline_adapter", "baseline_outputs", "fit", "setting_of"]
+
+SPEED_FIELDS = ("speed_batch", "prefill_tokens", "train_batch", "train_tokens", "speed_rounds", "speed_seconds")
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = (
+    "bench/adapt.py",
+    "bench/baseline.py",
+    "bench/train.py",
+    "bench/models/*.py",
+    "bench/data/*.py",
+    "bench/tasks/*.py",
+    "bench/measure/t*.py",
+    "quant/lora.py",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One model, one task, one seed, one protocol."""
+
+    model: Model
+    task: Task
+    protocol: Protocol
+    seed: int
+
+    @property
+    def rates(self) -> Rates:
+        return self.task.rates(self.protocol)
+
+    @property
+    def schedule_steps(self) -> int:
+        return self.task.steps(self.protocol)
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """All that decides the baseline's adapter and outputs, as JSON values."""
+        settings = {k: v for k, v in self.protocol.settings().items() if k not in SPEED_FIELDS}
+        return {
+            "model": fingerprint(self.model.spec),
+            "task": self.task.name,
+            "corpora": self.task.fingerprints(),
+            "protocol": settings,
+            "seed": self.seed,
+            "threads": torch.get_num_threads(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "versions": [torch.__version__, transformers.__version__, safetensors.__version__],
+            "sources": _sources(),
+        }
+
+
+@lru_cache(maxsize=1)
+def _sources() -> str:
+    return digest_of(p for pattern in SOURCES for p in ROOT.glob(pattern))
+
+
+@lru_cache(maxsize=1)
+def _model(spec: str) -> Model:
+    return load(spec)
+
+
+@lru_cache(maxsize=4)
+def setting_of(model: str, task: str, protocol: Protocol, seed: int) -> Setting:
+    """The setting of these names; the model of the last one stays loaded. Raises ValueError when they do not fit."""
+    found = find(task)
+    loaded = _model(model)
+    found.check(loaded)
+    return Setting(loaded, found, protocol, seed)
+
+
+def fit(setting: Setting, module: nn.Module, lr: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train `module` in place on the task; the record's `training` and `training_memory` groups.
+
+    The memory is that of one step on the largest batch of a pass, measured before the training.
+    """
+    task, p = setting.task, setting.protocol
+    schedule = Schedule(setting.schedule_steps, lr, p.weight_decay, p.warmup)
+    parameters = [q for q in module.parameters() if q.requires_grad]
+    largest = max(task.batches(setting.model, p, setting.seed), key=lambda b: b.input_ids.numel())
+    module.train()
+    memory = train_step_memory(
+        module,
+        lambda: task.loss(module, largest),
+        parameters,
+        make_optimizer=lambda ps: optimizer_of(ps, schedule),
+    )
+    memory |= {"batch": largest.input_ids.shape[0], "tokens": largest.input_ids.numel()}
+    trained = train(module, task.loss, task.batches(setting.model, p, setting.seed), schedule, setting.seed)
+    module.eval()
+    return trained.record(), memory
+
+
+def baseline_adapter(setting: Setting, make: Callable[[], Entry]) -> Entry:
+    """The trained tensors of the baseline by name, and {"training", "training_memory"}; trained once by `make`."""
+    return _remembered("adapters", setting, make)
+
+
+def baseline_outputs(setting: Setting, make: Callable[[], Outputs]) -> Outputs:
+    """The baseline's outputs, kept ones included; computed once by `make`."""
+    return _remembered("baselines", setting, lambda: (dict(make()), {}))[0]
+
+
+_LAST: dict[str, tuple[Setting, Entry]] = {}
+
+
+def _remembered(kind: str, setting: Setting, make: Callable[[], Entry]) -> Entry:
+    """The entry of the cache folder, kept in this process for the setting that was used last."""
+    known = _LAST.get(kind)
+    if known is None or known[0] is not setting:
+        known = (setting, cached(kind, setting.parts, make))
+        _LAST[kind] = known
+    return known[1]

@@ -1,0 +1,132 @@
+"""All sizes of an experiment: how models are adapted, on how much they are judged, how their speed is measured.
+
+The defaults are those of the suite that a two-core machine finishes in under twenty minutes. `QUICK` is for tiny
+models and a smoke run: its figures say that the code runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["QUICK", "Protocol"]
+
+FEWEST_ROUNDS = 5  # a median of fewer says nothing
+SHARES = ("dropout", "warmup")
+MAY_BE_ZERO = ("dropout", "warmup", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Counts are of texts, tokens, steps or rounds as named; learning rates (`_lr`) are peaks of the schedule.
+
+    Sentence tasks are those on single sentences, document tasks those on whole reviews; `lm_` is for causal models.
+    """
+
+    # the adapter: quant.LoRAConfig
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] | str = "all"
+
+    # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero
+    lora_lr: float = 2e-3
+    full_lr: float = 2e-4
+    head_lr: float = 1e-2
+    prompt_lr: float = 3e-2
+    lm_lora_lr: float = 1e-3
+    lm_full_lr: float = 5e-5
+    lm_head_lr: float = 1e-2
+    lm_prompt_lr: float = 1e-2
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    virtual_tokens: int = 8
+
+    # classification
+    batch: int = 32
+    sentence_train: int = 2000
+    sentence_test: int = 500
+    sentence_tokens: int = 48
+    sentence_epochs: int = 1
+    document_train: int = 1000
+    document_test: int = 240
+    document_tokens: int = 128
+    document_epochs: int = 1
+    cosine_texts: int = 256
+
+    # language modelling
+    lm_steps: int = 20
+    lm_batch: int = 4
+    lm_tokens: int = 128
+    window: int = 256
+    wiki_tokens: int = 2048
+    review_tokens: int = 1024
+
+    # speed
+    speed_batch: int = 1
+    prefill_tokens: int = 64
+    train_batch: int = 2
+    train_tokens: int = 64
+    speed_rounds: int = 10
+    speed_seconds: float = 3.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "targets":
+                _check(field.name, value, whole=field.type == "int")
+        if self.speed_rounds < FEWEST_ROUNDS:
+            raise ValueError(f"speed_rounds must be at least {FEWEST_ROUNDS}, got {self.speed_rounds}")
+        if self.targets != "all" and (isinstance(self.targets, str) or not self.targets):
+            raise ValueError(f"targets must be 'all' or a list of layer names, got {self.targets!r}")
+        for name in ("wiki_tokens", "review_tokens"):
+            if getattr(self, name) % self.window:
+                raise ValueError(f"{name} must be a multiple of window ({self.window}), got {getattr(self, name)}")
+        for name in ("window", "lm_tokens"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, or no token has a context; got {getattr(self, name)}")
+        if self.cosine_texts > self.sentence_test:
+            raise ValueError(f"cosine_texts ({self.cosine_texts}) must not exceed sentence_test ({self.sentence_test})")
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def _check(name: str, value: Any, *, whole: bool) -> None:
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and name not in MAY_BE_ZERO):
+        raise ValueError(f"{name} must be {'zero or more' if name in MAY_BE_ZERO else 'positive'}, got {value!r}")
+    if name in SHARES and value >= 1:
+        raise ValueError(f"{name} is a share and must be below 1, got {value!r}")
+
+
+QUICK = Protocol(
+    rank=4,
+    alpha=8.0,
+    lora_lr=1e-2,
+    full_lr=1e-3,
+    lm_lora_lr=1e-2,
+    lm_full_lr=1e-3,
+    batch=16,
+    sentence_train=64,
+    sentence_test=48,
+    document_train=32,
+    document_test=32,
+    document_tokens=64,
+    cosine_texts=48,
+    virtual_tokens=4,
+    lm_steps=6,
+    lm_tokens=64,
+    window=128,
+    wiki_tokens=1024,
+    review_tokens=1024,
+    prefill_tokens=32,
+    train_tokens=32,
+    speed_rounds=5,
+    speed_seconds=0.3,
+)
