@@ -239,7 +239,7 @@ MATMUL = Kernel(
     _matmul,
     configs=tuple(
         triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=3)
-        for m, n, warps in ((16, 64, 4), (16, 32, 4), (32, 64, 4), (64, 64, 4), (64, 128, 8))
+        for m, n, warps in ((16, 64, 8), (16, 32, 4), (64, 64, 8))
     ),
     slow=triton.Config({"BLOCK_M": 32, "BLOCK_N": 128}),
     key=("n", "k", "M_BUCKET", "BITS", "GROUP"),

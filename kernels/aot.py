@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.tuning import Launch
+from kernels.tuning import OPTIONS, Launch
 
 __all__ = ["TARGETS", "Compiled", "Target", "compile_launch"]
 
@@ -73,7 +73,7 @@ class Compiled:
     @property
     def tensor_core(self) -> int:
         """Matrix instructions: HMMA, HGMMA, IMMA ... on NVIDIA, v_mfma ... on AMD."""
-        return sum(n for op, n in self.instructions.items() if "MMA" in op or op.startswith("v_mfma"))
+        return sum(n for op, n in self.instructions.items() if "MMA" in op.split(".")[0] or op.startswith("v_mfma"))
 
 
 def compile_launch(launch: Launch, target: str, config: triton.Config | None = None) -> Compiled:
@@ -87,7 +87,7 @@ def compile_launch(launch: Launch, target: str, config: triton.Config | None = N
     values = {**launch.arguments, **config.kwargs}
     signature, constants, attributes = _specialize(launch.kernel.fn, values)
     source = ASTSource(fn=launch.kernel.fn, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **OPTIONS}
     built = triton.compile(source, target=TARGETS[target].gpu, options=options)
     shared = int(built.metadata.shared)
     if "cubin" in built.asm:

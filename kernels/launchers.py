@@ -42,7 +42,8 @@ def multiply(kernel: Kernel, x: Tensor, weight: Mapping[str, Any]) -> Tensor:
         return (triton.cdiv(m, meta["BLOCK_M"]) * triton.cdiv(n, meta["BLOCK_N"]),)
 
     batch = {"x_ptr": flat, "out_ptr": out, "m": m, "x_row": flat.stride(0), "x_col": flat.stride(1)}
-    fixed = {"BLOCK_K": _column_block(weight["GROUP"], 64), "M_BUCKET": _m_bucket(m), "UPCAST": kernel.interpreted}
+    block_k = _column_block(weight["GROUP"], 32 if x.dtype == torch.float32 else 64)  # 64 float32 columns spill
+    fixed = {"BLOCK_K": block_k, "M_BUCKET": _m_bucket(m), "UPCAST": kernel.interpreted}
     if m:
         Launch(kernel, grid, {**batch, **weight, **fixed}).run()
     return out.view(*x.shape[:-1], n)

@@ -43,12 +43,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         return codes.clone() if bits == 8 else codes.new_empty(*codes.shape[:-1], 0)
     if 8 % bits == 0:
         per_byte = 8 // bits
-        cells = _pad(codes, per_byte).unflatten(-1, (-1, per_byte))
+        cells = _cells(codes, per_byte)
         out = cells[..., 0] << (8 - bits)
         for i in range(1, per_byte):
             out |= cells[..., i] << (8 - bits * (i + 1))
         return out.contiguous()
-    cells = _pad(codes, 8).unflatten(-1, (-1, 8))  # eight codes are exactly `bits` bytes
+    cells = _cells(codes, 8)  # eight codes are exactly `bits` bytes
     word = cells[..., 0].long() << (7 * bits)
     for i in range(1, 8):
         word |= cells[..., i].long() << (bits * (7 - i))
@@ -73,7 +73,7 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
         shifts = range(8 - bits, -1, -bits)
         codes = torch.stack([(packed >> s) & ((1 << bits) - 1) for s in shifts], -1)
         return codes.flatten(-2)[..., :k].contiguous()
-    cells = _pad(packed, bits).unflatten(-1, (-1, bits))
+    cells = _cells(packed, bits)
     word = cells[..., 0].long() << (8 * (bits - 1))
     for j in range(1, bits):
         word |= cells[..., j].long() << (8 * (bits - 1 - j))
@@ -81,9 +81,11 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
     return codes.flatten(-2)[..., :k].to(torch.uint8).contiguous()
 
 
-def _pad(t: Tensor, multiple: int) -> Tensor:
-    short = -t.shape[-1] % multiple
-    return torch.nn.functional.pad(t, (0, short)) if short else t
+def _cells(t: Tensor, size: int) -> Tensor:
+    """[..., k] -> [..., ceil(k / size), size], filled up with zeros."""
+    short = -t.shape[-1] % size
+    padded = torch.nn.functional.pad(t, (0, short)) if short else t
+    return padded.reshape(*t.shape[:-1], padded.shape[-1] // size, size)
 
 
 def _check_bits(bits: int) -> None:

@@ -18,7 +18,9 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-__all__ = ["Kernel", "Launch", "recorded"]
+__all__ = ["OPTIONS", "Kernel", "Launch", "recorded"]
+
+OPTIONS = {"enable_fp_fusion": True}  # said aloud: what Triton assumes when it is not differs between its versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ class Launch:
                 "before the kernels are imported"
             )
         with torch.cuda.device(device):
-            self.kernel.tuner[self.grid](**self.arguments)
+            self.kernel.tuner[self.grid](**self.arguments, **OPTIONS)
 
 
 _RECORDING: ContextVar[list[Launch] | None] = ContextVar("recording", default=None)

@@ -1,0 +1,104 @@
+"""Every Triton kernel, interpreted, against its float64 reference on every example."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import kernels
+from kernels.op import Op, interpreted
+from tests.kernels.conftest import INTERPRETED, run_guarded
+
+DTYPES = (torch.float32, torch.float16)  # the interpreter multiplies bfloat16 as integers; the GPU tests cover it
+EXAMPLES = [(name, e.label) for name, op in INTERPRETED.items() for e in op.examples(torch.float32, "cpu")]
+PRODUCTS = [name for name in INTERPRETED if name.endswith("matmul")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "label"), EXAMPLES)
+def test_the_kernel_is_its_reference(name: str, label: str, dtype: torch.dtype) -> None:
+    op = INTERPRETED[name]
+    arguments = next(e.arguments for e in op.examples(dtype, "cpu") if e.label == label)
+    got = run_guarded(op, arguments)
+    assert got.dtype == dtype
+    assert op.disagreement(got, arguments) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_row_of_the_product_does_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
+    op = INTERPRETED[name]
+    arguments = next(e.arguments for e in op.examples(dtype, "cpu") if e.label.startswith("w3-channel-33x"))
+    whole = op.triton(**arguments)
+    for i in (0, 13, 32):
+        alone = op.triton(**{**arguments, "x": arguments["x"][i : i + 1]})
+        assert torch.equal(alone[0], whole[i])
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_batch_may_have_any_shape(name: str) -> None:
+    op = INTERPRETED[name]
+    arguments = next(iter(op.examples(torch.float32, "cpu"))).arguments
+    x = arguments["x"]
+    flat = op.triton(**arguments)
+    assert torch.equal(op.triton(**{**arguments, "x": x.expand(2, *x.shape)}), flat.expand(2, *flat.shape))
+    assert torch.equal(op.triton(**{**arguments, "x": x[0]}), flat[0])
+    assert op.triton(**{**arguments, "x": x[:0]}).shape == (0, flat.shape[1])
+
+
+def test_a_group_of_scale_zero_decodes_to_zero() -> None:
+    for name in ("codebook_dequantize", "affine_dequantize"):
+        op = INTERPRETED[name]
+        arguments = next(e.arguments for e in op.examples(torch.float32, "cpu") if e.label.startswith("w4-g64-5x"))
+        got = op.triton(**arguments)
+        assert arguments["scale"][0, 2] == 0
+        assert torch.count_nonzero(got[0, 128:]) == 0
+        assert torch.count_nonzero(got[0, :128]) > 0
+
+
+# One-line defects that real kernels had; each must be seen by the comparison on some example of its family.
+DEFECTS = {
+    "scale of the next group": ("start // GROUP", "(start + BLOCK_K) // GROUP"),
+    "second nibble first": ("shift = 8 - BITS - BITS * ", "shift = BITS * "),
+    "a code that crosses bytes loses its tail": ("(high * 256 + low)", "(high * 256)"),
+    "columns beyond k are kept": ("(out_row[:, None] < m) & (col[None, :] < k), other=0.0", "out_row[:, None] < m"),
+    "x is read as if contiguous": ("col.to(tl.int64)[None, :] * x_col", "col.to(tl.int64)[None, :]"),
+    "the last rows are not written": ("mask=(out_row[:, None] < m)", "mask=(out_row[:, None] < m - 1)"),
+    "a scale of the row is forgotten": ("acc *= ", "acc += 0 * "),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("family", ["affine", "codebook"])
+def test_the_comparison_sees_a_planted_defect(
+    family: str, defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = DEFECTS[defect]
+    source = (Path(kernels.__path__[0]) / f"{family}.py").read_text()
+    assert right in source
+    name = f"{family}_{list(DEFECTS).index(defect)}"
+    (tmp_path / f"{name}.py").write_text(source.replace(right, wrong))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module: ModuleType = interpreted(name)
+    assert any(
+        op.disagreement(run_guarded(op, e.arguments), e.arguments)
+        for op in module.OPERATIONS
+        for e in op.examples(torch.float32, "cpu")
+    )
+
+
+def test_the_comparison_sees_a_wrong_shape_a_wrong_size_and_a_value_left_out() -> None:
+    op: Op = INTERPRETED["affine_matmul"]
+    arguments = next(iter(op.examples(torch.float32, "cpu"))).arguments
+    right = op.triton(**arguments)
+    assert "shape" in str(op.disagreement(right.T, arguments))
+    assert "relative error 1 exceeds" in str(op.disagreement(2 * right, arguments))
+    left_out = right.clone()
+    left_out[-1, -1] = float("nan")
+    assert "relative error nan" in str(op.disagreement(left_out, arguments))
+    shifted = dataclasses.replace(op, reference=lambda **a: op.reference(**{**a, "scale": a["scale"].roll(1, dims=-1)}))
+    assert shifted.disagreement(right, arguments) is not None
