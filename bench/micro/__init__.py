@@ -1,1 +1,1 @@
-"""Micro-benchmarks: kernels and layers, one file each."""
+"""Micro-benchmarks of single operations under pytest-benchmark: `pytest bench/micro`. Not part of the test suite."""

@@ -1,0 +1,38 @@
+"""Every Triton kernel on a GPU against its float64 reference: what the interpreter cannot show, bfloat16 above all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.op import operations
+from tests.kernels.conftest import run_guarded
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+EXAMPLES = [(name, e.label) for name, op in operations().items() for e in op.examples(torch.float32, "cpu")]
+PRODUCTS = [name for name in operations() if name.endswith("matmul")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "label"), EXAMPLES)
+def test_the_kernel_is_its_reference(name: str, label: str, dtype: torch.dtype) -> None:
+    op = operations()[name]
+    arguments = next(e.arguments for e in op.examples(dtype, "cuda") if e.label == label)
+    assert op.disagreement(run_guarded(op, arguments), arguments) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_row_of_the_product_does_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
+    op = operations()[name]
+    arguments = dict(op.sized(16, 257, 1024, dtype, "cuda").arguments)
+    whole = op.triton(**arguments)
+    for i in (0, 7, 15):  # batches of up to 16 rows are tuned together, so they run the same program
+        assert torch.equal(op.triton(**{**arguments, "x": arguments["x"][i : i + 1]})[0], whole[i])
+
+
+@pytest.mark.parametrize("name", list(operations()))
+def test_a_realistic_size_agrees_too(name: str) -> None:
+    op = operations()[name]
+    arguments = op.sized(64, 1000, 4096, torch.bfloat16, "cuda").arguments
+    assert op.disagreement(op.triton(**arguments), arguments) is None

@@ -1,0 +1,138 @@
+"""What an operation promises, where its kernels run, and what its launchers refuse."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from kernels.affine import affine_dequantize, affine_matmul
+from kernels.codebook import codebook_dequantize, codebook_matmul
+from kernels.op import available, interpreted, operations, relative_error
+from quant.formats import Affine, Codebook
+from tests.kernels.conftest import INTERPRETED
+
+
+def arguments_of(name: str, label: str = "w4-g64-5x") -> dict[str, Any]:
+    op = INTERPRETED[name]
+    return dict(next(e.arguments for e in op.examples(torch.float32, "cpu") if e.label.startswith(label)))
+
+
+def test_operations_are_found_by_their_modules() -> None:
+    assert set(operations()) == {"affine_dequantize", "affine_matmul", "codebook_dequantize", "codebook_matmul"}
+    assert {name: op.name for name, op in operations().items()} == {name: name for name in operations()}
+
+
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_examples_are_distinct_and_drawn_from_a_seed(name: str) -> None:
+    op = INTERPRETED[name]
+    first, second = (list(op.examples(torch.float32, "cpu")) for _ in range(2))
+    labels = [e.label for e in first]
+    assert len(set(labels)) == len(labels) >= 14
+    assert {e.arguments["bits"] for e in first} == set(range(1, 9))
+    assert {"channel", "tensor"} <= {e.arguments["group"] for e in first}
+    assert all(torch.equal(a.arguments["codes"], b.arguments["codes"]) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("example", list(INTERPRETED["codebook_dequantize"].examples(torch.float32, "cpu")), ids=str)
+def test_a_codebook_is_what_quant_stores(example: Any) -> None:
+    a = example.arguments
+    group = "tensor" if a["scale"] is None else a["group"]
+    stored = Codebook(a["shape"], a["dtype"], a["codes"], a["levels"], a["scale"], None, a["bits"], group, a["rows"])
+    assert torch.equal(stored.decode(), operations()["codebook_dequantize"].reference(**a))
+
+
+@pytest.mark.parametrize("example", list(INTERPRETED["affine_dequantize"].examples(torch.float32, "cpu")), ids=str)
+def test_an_affine_weight_is_what_quant_stores(example: Any) -> None:
+    a = example.arguments
+    stored = Affine(a["shape"], a["dtype"], a["codes"], a["scale"], a["zero"], a["bits"], a["group"])
+    assert torch.equal(stored.decode(), operations()["affine_dequantize"].reference(**a))
+
+
+def test_kernels_are_available_on_a_gpu_or_under_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    assert not available(x)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    assert available(x)
+
+
+def test_importing_the_frame_does_not_import_triton() -> None:
+    code = "import sys, kernels.op, kernels.packing; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_interpreted_copy_leaves_the_compiled_one_alone() -> None:
+    copy = interpreted("kernels.codebook")
+    assert copy.MATMUL.interpreted
+    assert copy is interpreted("kernels.codebook")
+    assert copy is not sys.modules["kernels.codebook"]
+    assert triton.knobs.runtime.interpret == sys.modules["kernels.codebook"].MATMUL.interpreted
+    with pytest.raises(ValueError, match=r"no module 'kernels\.absent'"):
+        interpreted("kernels.absent")
+
+
+@pytest.mark.parametrize("name", ["kernels.affine", "kernels.codebook"])
+def test_tuning_keys_are_arguments_and_the_tuner_waits_for_a_launch(name: str) -> None:
+    for kernel in (interpreted(name).MATMUL, interpreted(name).DEQUANTIZE):
+        assert set(kernel.key) <= set(kernel.fn.arg_names)
+        assert "tuner" not in vars(kernel)
+
+
+@pytest.mark.skipif(bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1: nothing is compiled")
+def test_a_compiled_kernel_refuses_cpu_tensors_and_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        codebook_matmul(**arguments_of("codebook_matmul"))
+
+
+def test_tensors_on_two_devices_are_refused() -> None:
+    arguments = arguments_of("affine_matmul")
+    arguments["scale"] = arguments["scale"].to("meta")
+    with pytest.raises(ValueError, match=r"several devices.*scale_ptr.*meta"):
+        INTERPRETED["affine_matmul"].triton(**arguments)
+
+
+ODD = torch.zeros(67, 65, dtype=torch.uint8)
+REFUSED: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    (codebook_matmul, {"codes": ODD}, ValueError, r"codes must be \[67, 66\] for \[67, 131\]"),
+    (codebook_matmul, {"codes": ODD.int()}, TypeError, "codes must be uint8"),
+    (codebook_matmul, {"codes": torch.zeros(66, 67, dtype=torch.uint8).T}, ValueError, "contiguous"),
+    (codebook_matmul, {"levels": torch.zeros(1, 17)}, ValueError, r"levels must be \[1, 1 .. 16\], got \[1, 17\]"),
+    (codebook_matmul, {"rows": 8}, ValueError, r"levels must be \[9, "),
+    (codebook_matmul, {"rows": -1}, ValueError, "rows must be 0"),
+    (codebook_matmul, {"levels": torch.zeros(1, 16, dtype=torch.int8)}, TypeError, "levels must be float32"),
+    (codebook_matmul, {"scale": torch.ones(67, 2)}, ValueError, r"scale must be \[67, 3\].*groups of 64"),
+    (codebook_matmul, {"group": 0}, ValueError, "group must be a positive integer"),
+    (codebook_matmul, {"group": "row"}, ValueError, "group must be a positive integer"),
+    (codebook_matmul, {"bits": 9}, ValueError, "bits must be 1..8"),
+    (codebook_matmul, {"x": torch.zeros(5, 131, dtype=torch.int32)}, TypeError, "x must be float32"),
+    (codebook_matmul, {"x": torch.zeros(5, 0)}, ValueError, "k > 0"),
+    (codebook_dequantize, {"dtype": torch.float64}, TypeError, "dtype must be float32"),
+    (codebook_dequantize, {"shape": (67, 0)}, ValueError, "empty"),
+    (affine_matmul, {"x": torch.zeros(5, 140)}, ValueError, r"codes must be \[67, 70\]"),
+    (affine_matmul, {"zero": torch.ones(67, 1)}, ValueError, r"zero must be \[67, 3\]"),
+    (affine_matmul, {"zero": torch.ones(67, 3).int()}, TypeError, "zero must be float32"),
+    (affine_dequantize, {"scale": torch.ones(67, 3).double()}, TypeError, "scale must be float32"),
+]
+
+
+@pytest.mark.parametrize(("function", "change", "error", "message"), REFUSED)
+def test_unsuitable_arguments_are_named(
+    function: Callable[..., Any], change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        function(**{**arguments_of(function.__name__), **change})
+
+
+def test_relative_error_is_of_the_norm() -> None:
+    want = torch.tensor([3.0, 4.0])
+    assert relative_error(2 * want, want) == 1  # a cosine would call this equal
+    assert relative_error(want, want) == 0
+    assert relative_error(torch.ones(2), torch.zeros(2)) == pytest.approx(2**0.5)
+    assert math.isnan(relative_error(torch.tensor([float("nan"), 4.0]), want))
