@@ -68,8 +68,7 @@ class DynamicMap(Quantizer):
         spread = expand(scale, (1, n * k), self.group)
         codes = nearest(rest * inverse_of(spread), levels)
         if float(flat.min()) >= 0:
-            for _ in range(2):  # a second step where the first lands on zero less a rounding error
-                codes += levels[codes.int()] * spread + offset < 0
+            codes += levels[codes.int()] * spread + offset < 0
         inner = FixedCodebook((1, n * k), torch.float32, codes, levels[None], scale, offset[None], 8, self.group, 0)
         return Reshaped((n, k), torch.float32, inner)
 
