@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,12 +69,19 @@ def test_importing_the_frame_does_not_import_triton() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_interpreted_copy_leaves_the_compiled_one_alone() -> None:
+def test_the_interpreted_copy_leaves_the_setting_and_the_first_copy_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lone_kernel.py").write_text("import triton\nSEEN = triton.knobs.runtime.interpret\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    assert interpreted("lone_kernel").SEEN is True
+    assert triton.knobs.runtime.interpret is False
+    assert "lone_kernel" not in sys.modules
     copy = interpreted("kernels.codebook")
     assert copy.MATMUL.interpreted
     assert copy is interpreted("kernels.codebook")
     assert copy is not sys.modules["kernels.codebook"]
-    assert triton.knobs.runtime.interpret == sys.modules["kernels.codebook"].MATMUL.interpreted
     with pytest.raises(ValueError, match=r"no module 'kernels\.absent'"):
         interpreted("kernels.absent")
 
