@@ -48,7 +48,7 @@ def data_fingerprint(task: str) -> str:
 
 
 def model_kind(spec: str) -> str:
-    """"encoder" or "causal", read from the configuration of a "path:DIR" or "hf:NAME" checkpoint."""
+    """ "encoder" or "causal", read from the configuration of a "path:DIR" or "hf:NAME" checkpoint."""
     from bench.models.folder import kind_of, offline
 
     source, _, argument = spec.partition(":")

@@ -37,7 +37,7 @@ class StoppedError(BenchError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'nf4'?" for the nearest known name, else an empty string."""
+    """ " Did you mean 'nf4'?" for the nearest known name, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 

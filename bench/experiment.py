@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "experiments"
 
 @dataclass(frozen=True)
 class Names:
-    """What an experiment may name: methods, models (sources that take an argument end in ':'), tasks with their kind."""
+    """What an experiment may name: methods, models (a source with an argument ends in ':'), tasks with their kind."""
 
     methods: tuple[str, ...]
     models: tuple[str, ...]

@@ -54,7 +54,9 @@ class _Reader:
         except tomllib.TOMLDecodeError as error:
             message, _, place = str(error).partition(" (at line ")
             line = place.split(",")[0]
-            raise UsageError(f"{path}:{line if line.isdecimal() else self.text.count(chr(10)) + 1}: {message}") from None
+            raise UsageError(
+                f"{path}:{line if line.isdecimal() else self.text.count(chr(10)) + 1}: {message}"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read {path}: {error}") from None
         self.lines = key_lines(self.text)
@@ -65,7 +67,7 @@ class _Reader:
     def experiment(self, protocol_type: type[Any]) -> Experiment:
         self.keys(self.data, TOP, ())
         if not isinstance(self.data.get("name"), str) or not self.data["name"].strip():
-            raise UsageError(f"{self.at('name')}name must be a text, such as name = \"default\"")
+            raise UsageError(f'{self.at("name")}name must be a text, such as name = "default"')
         quick = self.data.get("quick", False)
         if not isinstance(quick, bool):
             raise UsageError(f"{self.at('quick')}quick must be true or false, got {quick!r}")

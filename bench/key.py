@@ -46,6 +46,7 @@ NOT_MEASURING = (
     "run.py",
     "schema.py",
     "select.py",
+    "session.py",
     "show.py",
     "toml_lines.py",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from bench.experiment import Experiment
 from bench.key import file_hashes, key_of, key_parts, source_hash, sources_of
 from bench.provenance import provenance
 from bench.records import Record, latest
-from bench.run import Job
+from bench.run import EXECUTOR, Job
 from bench.schema import STATUSES, Cell
 from bench.select import matches, split
+from bench.worker import resolve
 
 __all__ = ["KEPT", "Fingerprints", "Plan", "make_plan", "missing_device", "retried", "same_place"]
 
@@ -108,7 +110,8 @@ def missing_device(device: str) -> str:
     import torch
 
     if torch.cuda.is_available():
-        return ""
+        takes_device = "device" in inspect.signature(resolve(EXECUTOR)).parameters
+        return "" if takes_device else "the cells of this version are measured on the CPU only"
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU"
     return f"needs a CUDA device, none found (torch {torch.__version__.partition('+')[0]} {built})"
 

@@ -132,7 +132,9 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StoppedError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out") from None
+            raise StoppedError(
+                f"cannot write to {folder}: {error.strerror}. Choose another folder with --out"
+            ) from None
         try:
             self._take_lock()
             self.messages: list[str] = []
@@ -140,7 +142,9 @@ class Store:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             os.close(self._lock)
-            raise StoppedError(f"cannot write {self.path}: {error.strerror}. Choose another folder with --out") from None
+            raise StoppedError(
+                f"cannot write {self.path}: {error.strerror}. Choose another folder with --out"
+            ) from None
         except BaseException:
             os.close(self._lock)
             raise
@@ -180,7 +184,7 @@ class Store:
         except BlockingIOError:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
             raise CannotRunError(
-                f"{self.folder} is in use by another run (pid {holder}). Wait for it, or choose another folder with --out"
+                f"{self.folder} is in use by another run (pid {holder}). Wait for it, or choose another with --out"
             ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)

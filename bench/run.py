@@ -111,13 +111,14 @@ class Worker:
         return answer, answer.status in ("ok", "unsupported", "failed") and self._process.is_alive()
 
     def _receive(self, timeout_s: float, interrupts: Interrupts) -> Any:
-        ready = wait([self._pipe, self._process.sentinel, interrupts], timeout_s)
+        signalled = interrupts.fileno()
+        ready = wait([self._pipe, self._process.sentinel, signalled], timeout_s)
         if self._pipe in ready:
             try:
                 return self._pipe.recv()
             except (EOFError, OSError):
                 return self._death()
-        if interrupts in ready:
+        if signalled in ready:
             return Outcome("interrupted", f"stopped by {signal.Signals(interrupts.received).name}")
         if self._process.sentinel in ready:
             return self._death()

@@ -1,0 +1,191 @@
+"""The commands behind `bench`: each takes the parsed arguments and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench import catalog, compare, doctor
+from bench import show as showing
+from bench.errors import UsageError
+from bench.experiment import Experiment, Selection, expand, find
+from bench.experiment_file import load
+from bench.plan import Fingerprints, make_plan, retried
+from bench.progress import Estimate, duration
+from bench.provenance import default_threads
+from bench.records import Record, cell_of, read
+from bench.run import EXECUTOR, warm_up
+from bench.schema import Cell
+from bench.select import seeds, split
+from bench.session import Options, Reports, report, run_session
+
+__all__ = ["compare_command", "doctor_command", "explain_command", "list_command", "report_command", "run_command"]
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """bench run"""
+    threads = args.threads or default_threads()
+    path = find(args.experiment)
+    rerun = retried(args.retry)
+    seed_list = seeds(args.seeds) if args.seeds else ()
+    if not args.dry_run:
+        warm_up(EXECUTOR, threads)  # loads its libraries while this process loads its own
+    names = catalog.known_names()
+    experiment = _load(path)
+    selection = Selection(
+        methods=_patterns(args.methods),
+        models=_patterns(args.models),
+        tasks=_patterns(args.tasks),
+        orders=_patterns(args.orders),
+        seeds=seed_list,
+        replace=tuple((spec, catalog.model_kind(spec)) for spec in args.model or ()),
+    )
+    cells = expand(experiment, names, selection)
+    out = args.out or showing.RESULTS / "local" / experiment.name
+    if args.dry_run:
+        return _dry_run(cells, out)
+    options = Options(
+        out,
+        device=args.device,
+        threads=threads,
+        timeout_s=args.timeout,
+        force=args.force,
+        rerun=rerun,
+        plots=args.plots,
+    )
+    return run_session(experiment, cells, _fingerprints(), _reports(), options)
+
+
+def _patterns(text: str | None) -> tuple[str, ...]:
+    return split(text) if text else ()
+
+
+def _load(path: Path) -> Experiment:
+    from bench.protocol import Protocol
+
+    return load(path, catalog.known_names(), Protocol)
+
+
+def _fingerprints() -> Fingerprints:
+    from quant import METHODS
+
+    return Fingerprints(METHODS.__getitem__, catalog.model_fingerprint, catalog.data_fingerprint)
+
+
+def _reports() -> Reports:
+    from bench.reports import terminal_table, write
+
+    return Reports(write, terminal_table)
+
+
+def _dry_run(cells: Sequence[Cell], out: Path) -> int:
+    """Print the cells and how long they should take; nothing is written."""
+    records = [record for folder in (out, showing.RESULTS / "default") for record in read(folder / "records.jsonl")[0]]
+    estimate = Estimate(records)
+    for cell in cells:
+        print(f"{cell}  {duration(estimate.cell_s(cell))}")
+    measured = sum(estimate.measured(cell) for cell in cells)
+    total = duration(sum(estimate.cell_s(cell) for cell in cells))
+    print(
+        f"{len(cells)} cells, about {total} "
+        f"(an estimate: {measured} from records, {len(cells) - measured} a rough guess)"
+    )
+    return 0
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """bench list"""
+    rows = catalog.listing(args.what)
+    if args.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    headings = [heading for heading in (rows[0] if rows else {}) if heading != "settings"]
+    for i, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(row[heading]) for heading in headings))
+    Console().print(table, markup=False)
+    return 0
+
+
+def report_command(args: argparse.Namespace) -> int:
+    """bench report"""
+    records = showing.load_folder(args.folder)
+    report(records, _reports(), args.folder, Console(stderr=True, highlight=False), plots=args.plots)
+    return 0
+
+
+def show_command(args: argparse.Namespace) -> int:
+    """bench show"""
+    record, folder = showing.find_record(args.cell, showing.folders(args.out))
+    print(showing.show(record, folder))
+    return 0
+
+
+def explain_command(args: argparse.Namespace) -> int:
+    """bench explain"""
+    from bench.protocol import Protocol
+
+    record, _ = showing.find_record(args.cell, showing.folders(args.out))
+    before = record.get("key_parts") or {}
+    origin = record.get("provenance") or {}
+    fields = before.get("protocol") or {}
+    try:
+        protocol = _load(find(str(record.get("suite")))).protocol
+    except UsageError:
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        protocol = Protocol(**values)
+    experiment = Experiment(str(record.get("suite")), bool(record.get("quick")), protocol, (), Path())
+    plan = make_plan(
+        [cell_of(record)],
+        experiment,
+        [],
+        _fingerprints(),
+        device=str(origin.get("device", "cpu")),
+        threads=args.threads or default_threads(),
+    )
+    print(showing.explain(record, plan.jobs[0].head["key_parts"]))
+    return 0
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """bench compare; exit 2 when something asked for could not be compared"""
+    a, b = Path(args.a), Path(args.b)
+    if a.is_dir() and b.is_dir():
+        ours, theirs = ({str(cell_of(r)): r for r in showing.load_folder(folder)} for folder in (a, b))
+        pairs = [(cell, ours[cell], theirs[cell]) for cell in ours if cell in theirs]
+        if not pairs:
+            raise UsageError(f"{a} and {b} have no cell in common")
+    else:
+        where = showing.folders(args.out)
+        (left, _), (right, _) = showing.find_record(args.a, where), showing.find_record(args.b, where)
+        pairs = [(str(cell_of(left)), left, right)]
+    return _compare(pairs, (args.a, args.b), times=args.times)
+
+
+def _compare(pairs: list[tuple[str, Record, Record]], names: tuple[str, str], *, times: bool) -> int:
+    for _, one, other in pairs:
+        compare.check_protocols(one, other)
+    refusals = [compare.check_times(one, other, names) for _, one, other in pairs]
+    refusal = next((text for text in refusals if text), "") if times else ""
+    table, same = compare.comparison(pairs, names, times=times and not refusal)
+    Console().print(table, markup=False)
+    print(f"{len(pairs)} cells in both; {same} figures equal, {table.row_count} differ")
+    if refusal:
+        raise UsageError(refusal)
+    return 0
+
+
+def doctor_command(args: argparse.Namespace) -> int:
+    """bench doctor; exit 4 when nothing can be run here"""
+    checks = doctor.examine(args.out or showing.RESULTS)
+    print(doctor.shown(checks, as_json=args.json))
+    return 4 if doctor.verdict(checks).startswith("You can run: nothing") else 0

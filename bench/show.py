@@ -1,0 +1,99 @@
+"""`bench show` and `bench explain`: everything about one cell, and why its record is or is not reused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError, UsageError, suggestion
+from bench.experiment import builtin
+from bench.key import changed
+from bench.records import FILE, Record, cell_of, current, read
+
+__all__ = ["RESULTS", "explain", "find_record", "folders", "load_folder", "reproduce", "show"]
+
+RESULTS = Path("results")
+
+
+def folders(out: Path | None) -> list[Path]:
+    """The results folders to look in: `out`, or all below results/, those of this machine first."""
+    if out is not None:
+        return [out]
+    found = [path.parent for pattern in (f"local/*/{FILE}", f"*/{FILE}") for path in sorted(RESULTS.glob(pattern))]
+    if not found:
+        raise UsageError(f"no results under {RESULTS}/ yet: run `bench run quick`, or name a folder with --out")
+    return found
+
+
+def load_folder(folder: Path) -> list[Record]:
+    """One record a cell of a results folder; UsageError when there is none."""
+    records, bad = read(folder / FILE)
+    if not records:
+        lines = f" ({len(bad)} lines of it cannot be read)" if bad else ""
+        raise UsageError(f"no records in {folder / FILE}{lines}")
+    return current(records)
+
+
+def find_record(name: str, where: Iterable[Path]) -> tuple[Record, Path]:
+    """The record of the cell `name`, or of the only one that matches it as a pattern, and its folder."""
+    known: dict[str, tuple[Record, Path]] = {}
+    for folder in where:
+        for record in load_folder(folder):
+            known.setdefault(str(cell_of(record)), (record, folder))
+    if name in known:
+        return known[name]
+    hits = [cell for cell in known if fnmatchcase(cell, name)]
+    if len(hits) == 1:
+        return known[hits[0]]
+    if hits:
+        raise UsageError(f"{name!r} matches {len(hits)} cells: {', '.join(hits[:4])}{', ...' if len(hits) > 4 else ''}")
+    hint = suggestion(name, known) or f" A cell is MODEL/TASK/ORDER/METHOD/SEED, such as {next(iter(known))}"
+    raise UsageError(f"unknown cell {name!r}.{hint}")
+
+
+def reproduce(record: Record, folder: Path) -> str:
+    """The command that runs exactly this cell again."""
+    cell = cell_of(record)
+    origin = record.get("provenance") or {}
+    suite = str(record.get("suite", "default"))
+    named = [word for word in origin.get("argv", []) if word.endswith(".toml")]
+    words = ["bench", "run", suite if suite in builtin() or not named else named[0]]
+    if cell.model.startswith(("path:", "hf:")):
+        words += ["--model", cell.model]
+    words += ["--models", cell.model, "--tasks", cell.task, "--orders", cell.order, "--methods", cell.method]
+    words += ["--seeds", str(cell.seed), "--device", str(origin.get("device", "cpu"))]
+    words += ["--threads", str(origin.get("threads", 1)), "--out", str(folder), "--force"]
+    return shlex.join(words)
+
+
+def show(record: Record, folder: Path) -> str:
+    """The record in full, its traceback when there is one, and the command that reproduces it."""
+    lines = [f"cell      {cell_of(record)}", f"folder    {folder}", f"status    {record['status']}"]
+    if record.get("reason"):
+        lines.append(f"reason    {record['reason']}")
+    body = {k: v for k, v in record.items() if k not in ("cell", "status", "reason", "weights")}
+    weights = record.get("weights")
+    if weights:
+        body["weights"] = {k: v for k, v in weights.items() if k not in ("layers", "histogram")}
+    lines.append(json.dumps(body, indent=2, ensure_ascii=False))
+    trace = folder / "logs" / f"{record['key']}.txt"
+    if record["status"] != "ok" and trace.is_file():
+        lines += ["", trace.read_text(encoding="utf-8", errors="replace").rstrip()]
+    lines += ["", f"reproduce: {reproduce(record, folder)}"]
+    return "\n".join(lines)
+
+
+def explain(record: Record, parts: dict[str, Any]) -> str:
+    """Which parts of the key changed since `record` was made; `parts` are those of now."""
+    before = record.get("key_parts")
+    if not isinstance(before, dict):
+        raise BenchError(f"the record of {cell_of(record)} does not say what its key is made of")
+    moved = changed(before, parts)
+    if not moved:
+        return f"{cell_of(record)}: nothing changed, the record ({record['status']}) is up to date"
+    lines = [f"{cell_of(record)}: will run again, {len(moved)} parts of its key changed"]
+    return "\n".join([*lines, *(f"  {name}: {a!r} -> {b!r}" for name, a, b in moved)])
