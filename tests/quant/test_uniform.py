@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quant import METHODS
 from quant.grouping import decode_scale, expand
+from quant.methods.double import DynamicMap
 from quant.methods.uniform import Uniform
 
 ZEROS = (None, "integer", "float")
@@ -105,6 +106,24 @@ def test_float_zero_keeps_both_ends(bits: int):
     # a float16 zero point is within 2**-12 of itself, at most 2**bits - 1 steps, of (max - min) / (2**bits - 1) each
     for got, want in ((decoded.amax(-1), cells.amax(-1)), (decoded.amin(-1), cells.amin(-1))):
         assert ((got - want).abs() <= (cells.amax(-1) - cells.amin(-1)) * 2.0**-11).all()
+
+
+def test_codes_are_rounded_before_they_are_shifted():
+    """128.500001 is 128.5 in float32, and would go to the even 128."""
+    w = torch.tensor([[127.0, 0.500001, -0.500001, 0.5, 1.5]])
+    assert Uniform(8, "tensor", scale="float32").quantize(w).decode().tolist() == [[127, 1, -1, 0, 2]]
+
+
+def test_codes_are_chosen_with_the_scale_as_stored():
+    """An 8-bit scale that is off by 1 % moves the last of 127 codes by a step; what is not clipped stays nearest."""
+    w = torch.randn(64, 256, generator=torch.Generator().manual_seed(5))
+    weight = Uniform(8, 64, scale=DynamicMap()).quantize(w)
+    codes, step = weight.unpacked().int() - 128, expand(decode_scale(weight.scale), (64, 256), 64)
+    error = (weight.decode() - w).abs()
+    inside = codes.abs() < 127
+    assert (error[inside] <= 0.5001 * step[inside]).all()
+    assert (error[~inside] > 0.6 * step[~inside]).any()  # the case is not empty: some maxima are clipped
+    assert int(codes.min()) == -127  # and clipped alike on both sides
 
 
 def test_asymmetric_range_includes_zero():
