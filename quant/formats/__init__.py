@@ -1,9 +1,23 @@
 """How a weight is stored; how the stored values are chosen is in `quant.methods`."""
 
 from quant.formats.affine import Affine, Integers
+from quant.formats.bitmask import BitMask
 from quant.formats.codebook import Codebook, FixedCodebook
 from quant.formats.dense import Dense
 from quant.formats.e8m0 import E8M0
+from quant.formats.n_of_m import NofM
 from quant.formats.reshaped import Reshaped
+from quant.formats.rows import KeptRows
 
-__all__ = ["E8M0", "Affine", "Codebook", "Dense", "FixedCodebook", "Integers", "Reshaped"]
+__all__ = [
+    "E8M0",
+    "Affine",
+    "BitMask",
+    "Codebook",
+    "Dense",
+    "FixedCodebook",
+    "Integers",
+    "KeptRows",
+    "NofM",
+    "Reshaped",
+]
