@@ -74,7 +74,7 @@ class LoRALayer(nn.Module):
         self.config = config
         generator = None
         if config.seed is not None:
-            generator = torch.Generator().manual_seed((config.seed << 32) + zlib.crc32(name.encode()))
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{name}".encode()))
         a = torch.empty(config.rank, in_features)
         self.A = nn.Parameter(nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator))
         self.B = nn.Parameter(torch.zeros(out_features, config.rank))

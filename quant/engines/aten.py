@@ -81,7 +81,8 @@ class Int8Pack(Engine):
             return f"it runs on the CPU, the weight is on {device}"
         if not isinstance(weight, Affine) or (weight.bits, weight.group, weight.zero) != (8, "channel", None):
             return "it takes symmetric 8-bit weights with one scale a row"
-        return ""
+        k = weight.shape[1]
+        return "" if k % 32 == 0 else f"it reads beyond the row unless k is a multiple of 32, got {k}"
 
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
         assert isinstance(weight, Affine)

@@ -20,27 +20,31 @@ __all__ = ["Lut", "Tiled"]
 
 
 class _Tiles(Prepared):
-    def __init__(self, decoder: RowDecoder) -> None:
+    def __init__(self, decoder: RowDecoder, dtype: torch.dtype) -> None:
         self.decoder, self.nbytes = decoder, decoder.nbytes
+        self.dtype = torch.float64 if dtype == torch.float64 else decoder.dtype  # float16 is multiplied in float32
+
+    def tile(self, start: int, stop: int) -> Tensor:
+        return self.decoder.rows(start, stop).to(self.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         n, step = self.decoder.shape[0], self.decoder.step
-        inner = x.to(self.decoder.dtype)
+        inner = x.to(self.dtype)
         if step >= n:
-            return torch.mm(inner, self.decoder.rows(0, n).t()).to(x.dtype)
+            return torch.mm(inner, self.tile(0, n).t()).to(x.dtype)
         y = inner.new_empty(x.shape[0], n)
         for start in range(0, n, step):
             stop = min(start + step, n)
-            y[:, start:stop] = torch.mm(inner, self.decoder.rows(start, stop).t())
+            y[:, start:stop] = torch.mm(inner, self.tile(start, stop).t())
         return y.to(x.dtype)
 
     def transposed(self, dy: Tensor) -> Tensor:
         n, step = self.decoder.shape[0], self.decoder.step
-        inner = dy.to(self.decoder.dtype)
-        dx = inner.new_zeros(dy.shape[0], self.decoder.shape[1], dtype=torch.float32)
+        inner = dy.to(self.dtype)
+        dx = inner.new_zeros(dy.shape[0], self.decoder.shape[1], dtype=torch.promote_types(self.dtype, torch.float32))
         for start in range(0, n, step):
             stop = min(start + step, n)
-            dx += torch.mm(inner[:, start:stop], self.decoder.rows(start, stop))
+            dx += torch.mm(inner[:, start:stop], self.tile(start, stop))
         return dx.to(dy.dtype)
 
 
@@ -57,7 +61,7 @@ class Lut(Engine):
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
         rows = as_rows(weight)
         assert isinstance(rows, Affine | Codebook)
-        return _Tiles(RowDecoder(rows, dtype))
+        return _Tiles(RowDecoder(rows, dtype), dtype)
 
 
 class Tiled(Engine):
@@ -71,5 +75,5 @@ class Tiled(Engine):
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
         rows = as_rows(weight)
         if isinstance(rows, Affine | Codebook) and rows.codes.device.type == "cpu":
-            return _Tiles(RowDecoder(rows, dtype))
+            return _Tiles(RowDecoder(rows, dtype), dtype)
         return Dequantized(weight)
