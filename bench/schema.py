@@ -91,4 +91,7 @@ METRICS = {
     "kl_wiki": Metric("KL, Wikipedia", "nats/token", False, ranks=True),
     "top1_reviews": Metric("top-1 agreement, reviews", "%", True),
     "top1_wiki": Metric("top-1 agreement, Wikipedia", "%", True),
+    "perplexity_alice": Metric("perplexity, Alice", "", False),
+    "kl_alice": Metric("KL, Alice", "nats/token", False),
+    "top1_alice": Metric("top-1 agreement, Alice", "%", True),
 }
