@@ -16,10 +16,15 @@ from kernels.op import Op, interpreted
 from kernels.tuning import recorded
 from tests.kernels.conftest import INTERPRETED, run_guarded
 
-pytestmark = pytest.mark.skipif(
-    triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
-    reason="the interpreter of triton 3.6 cannot run a loop under numpy 2.4 or later",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+        reason="the interpreter of triton 3.6 cannot run a loop under numpy 2.4 or later",
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
+    ),  # the same loop before
+]
 DTYPES = (torch.float32, torch.float16)  # the interpreter multiplies bfloat16 as integers; the GPU tests cover it
 EXAMPLES = [(name, e.label) for name, op in INTERPRETED.items() for e in op.examples(torch.float32, "cpu")]
 PRODUCTS = [name for name in INTERPRETED if name.endswith("matmul")]
