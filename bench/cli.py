@@ -32,7 +32,7 @@ __all__ = ["compare_command", "doctor_command", "explain_command", "list_command
 def run_command(args: argparse.Namespace) -> int:
     """bench run"""
     threads = args.threads or default_threads()
-    path = find(args.experiment)
+    path = _short(find(args.experiment))
     rerun = retried(args.retry)
     seed_list = seeds(args.seeds) if args.seeds else ()
     if not args.dry_run:
@@ -61,6 +61,11 @@ def run_command(args: argparse.Namespace) -> int:
         plots=args.plots,
     )
     return run_session(experiment, cells, _fingerprints(), _reports(), options)
+
+
+def _short(path: Path) -> Path:
+    """`path` as seen from here, when it lies below: for messages."""
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
 def _patterns(text: str | None) -> tuple[str, ...]:
