@@ -62,7 +62,7 @@ def huffman_bits(quantized: QuantizedTensor) -> float:
 
 
 def huffman_bytes(codes: Tensor, bits: int) -> int:
-    """Bytes of `codes` uint8, each below 2**bits, encoded: stream, chunk starts and table. One-bit codes go by bytes."""
+    """Bytes of `codes` uint8, each below 2**bits, encoded: stream, chunk starts, table. One-bit codes go by bytes."""
     symbols = codes.cpu().numpy()
     return encode(np.packbits(symbols), 8).nbytes if bits == 1 else encode(symbols, bits).nbytes
 
@@ -86,13 +86,12 @@ def _bits(quantized: QuantizedTensor, size: Callable[[Tensor, int], float]) -> f
 
 def _symbols(quantized: QuantizedTensor, name: str, packed: Tensor) -> tuple[Tensor, int]:
     """The symbols packed in a field and their bits: those of `bits` or `index_bits`, a mask's, or plain bytes."""
-    n, k = quantized.shape
     if name == "codes" and hasattr(quantized, "bits"):
-        return unpack(packed, quantized.bits, k), quantized.bits
+        return unpack(packed, quantized.bits, quantized.shape[1]), quantized.bits
     if name == "indices" and hasattr(quantized, "positions"):
         return quantized.positions().flatten(), quantized.index_bits  # type: ignore[attr-defined]
-    if name == "mask":
-        return unpack(packed, 1, n if len(packed) == 1 and hasattr(quantized, "kept") and n != 1 else k), 1
+    if name == "mask" and hasattr(quantized, "kept"):
+        return quantized.kept().to(torch.uint8), 1
     return packed.view(torch.uint8), 8
 
 
@@ -104,7 +103,7 @@ def code_lengths(counts: NDArray[np.int64]) -> Bytes:
     counts = np.asarray(counts, np.int64)
     while True:
         lengths = np.zeros(len(counts), np.uint8)
-        heap = [(int(c), i, (i,)) for i, c in enumerate(counts) if c]
+        heap: list[tuple[int, int, tuple[int, ...]]] = [(int(c), i, (i,)) for i, c in enumerate(counts) if c]
         heapq.heapify(heap)
         for tie in range(len(counts), len(counts) + len(heap) - 1):
             (a, _, left), (b, _, right) = heapq.heappop(heap), heapq.heappop(heap)

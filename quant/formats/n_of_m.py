@@ -49,9 +49,9 @@ class NofM(QuantizedTensor, format="n-of-m"):
     def positions(self) -> Tensor:
         """Indices in the groups, [rows, groups, keep] uint8."""
         flat = unpack(self.indices, self.index_bits, self.groups * self.keep)
-        return flat.unflatten(1, (self.groups, self.keep))
+        return flat.reshape(-1, self.groups, self.keep)
 
     def decode(self) -> Tensor:
-        values = self.values.decode().unflatten(1, (self.groups, self.keep))
+        values = self.values.decode().reshape(-1, self.groups, self.keep)
         w = values.new_zeros(self.shape[0], self.groups, self.group)
         return w.scatter_(2, self.positions().long(), values).flatten(1)[:, : self.shape[1]].contiguous()

@@ -134,8 +134,8 @@ class NOfM(Pruning):
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         rows, k = weight.shape
         short = -k % self.m
-        cells = torch.nn.functional.pad(weight, (0, short)).unflatten(1, (-1, self.m))
-        size = torch.nn.functional.pad(weight.abs(), (0, short), value=-1.0).unflatten(1, (-1, self.m))
+        cells = torch.nn.functional.pad(weight, (0, short)).reshape(rows, -1, self.m)
+        size = torch.nn.functional.pad(weight.abs(), (0, short), value=-1.0).reshape(rows, -1, self.m)
         places = _largest(size, self.n)
         kept = cells.gather(2, places).flatten(1)
         indices = pack(places.flatten(1).to(torch.uint8), (self.m - 1).bit_length())
