@@ -1,0 +1,177 @@
+"""Records as rows: one row for every (model, task, order, method) that finished, its seeds together.
+
+Everything the tables and plots show is read through here, tolerant of missing pieces: a block, metric or part that a
+record does not have is unknown (None), never an error and never 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bench.reports.stats import Stat, pool, read_stat
+from bench.schema import METRICS, Metric
+
+__all__ = ["Record", "Row", "Run", "family_of", "ranking_metric", "scale_of", "unit_of"]
+
+Record = dict[str, Any]
+KINDS = ("encoder", "causal")
+CAUSAL_MARKS = ("_wiki", "_reviews", "_alice")  # metrics of text models end so; all others belong to encoders
+
+
+def dig(record: Any, *path: str) -> Any:
+    """The value at `path` of nested tables, None where a step is missing."""
+    for step in path:
+        if not isinstance(record, dict):
+            return None
+        record = record.get(step)
+    return record
+
+
+def scale_of(metric: str) -> float:
+    """Records hold shares (0 to 1); what is shown in % is 100 times that."""
+    return 100.0 if METRICS[metric].unit == "%" else 1.0
+
+
+def unit_of(metric: str) -> str:
+    """The unit of a metric as part of a column name, empty for a plain ratio."""
+    return METRICS[metric].unit.replace("%", "percent").replace("/", "_per_")
+
+
+def metric_kind(metric: str) -> str:
+    """The kind of model that a metric of `METRICS` is for."""
+    return "causal" if metric.endswith(CAUSAL_MARKS) else "encoder"
+
+
+def ranking_metric(kind: str) -> tuple[str, Metric]:
+    """The metric that ranks the tables of this kind of model."""
+    return next((name, m) for name, m in METRICS.items() if m.ranks and metric_kind(name) == kind)
+
+
+def family_of(record: Record) -> str:
+    """The method's family; references and unknown ones count as `none`."""
+    family = record.get("family")
+    return family if isinstance(family, str) and family else "none"
+
+
+def cell_of(record: Record) -> tuple[str, str, str, str, str]:
+    """(model, task, order, method, seed) as text, in that order."""
+    model, task, order, method, seed = (str(dig(record, "cell", part) or "") for part in CELL)
+    return model, task, order, method, seed or "0"
+
+
+RATIO = (("value", ""), ("low", "_low"), ("high", "_high"))
+CELL = ("model", "task", "order", "method", "seed")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One (model, task, order, method) with the finished records of its seeds, in the order of the seeds."""
+
+    model: str
+    task: str
+    order: str
+    method: str
+    records: tuple[Record, ...]
+
+    @property
+    def family(self) -> str:
+        return family_of(self.records[0])
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        return tuple(cell_of(r)[4] for r in self.records)
+
+    def stat(self, *path: str) -> Stat:
+        """The stat at `path`, pooled over the seeds."""
+        return pool([read_stat(dig(r, *path)) for r in self.records])
+
+    def metric(self, name: str) -> Stat:
+        """A metric of `accuracy` in the unit in which it is shown."""
+        return self.stat("accuracy", name).map(scale_of(name))
+
+    def ratio(self, name: str) -> Stat:
+        """The paired ratio of a metric to the unquantized model's, which perplexities have beside their difference."""
+        found = [dig(r, "accuracy", name) for r in self.records]
+        return pool([read_stat(f and {e: f.get("ratio" + e2) for e, e2 in RATIO}) for f in found])
+
+    def number(self, *path: str) -> float | None:
+        """The number at `path`, the mean of the seeds that have it."""
+        return self.stat(*path).value
+
+    def table(self, *path: str) -> dict[str, Any]:
+        """The table at `path` of the first seed that has one."""
+        found = (dig(r, *path) for r in self.records)
+        return next((value for value in found if isinstance(value, dict)), {})
+
+    def speedup(self, name: str) -> Stat:
+        """How many times faster than the fp32 model: records hold the fp32 model's time over this one's."""
+        return self.stat("speed", name)
+
+
+class Run:
+    """The records of one report; of several records of one cell the last finished one counts, else the last."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        last: dict[tuple[str, ...], Record] = {}
+        for record in records:
+            cell = cell_of(record)
+            if cell not in last or record.get("status") == "ok" or last[cell].get("status") != "ok":
+                last[cell] = record
+        self.records: list[Record] = [last[cell] for cell in sorted(last)]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        groups: dict[tuple[str, str, str, str], list[Record]] = {}
+        for record in self.records:
+            if record.get("status") == "ok":
+                groups.setdefault(cell_of(record)[:4], []).append(record)
+        return [Row(*cell, tuple(group)) for cell, group in groups.items()]
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """Kind of each model, from the metrics its records hold; a model without any has no kind."""
+        votes: dict[str, Counter[str]] = {}
+        for record in self.records:
+            metrics = dig(record, "accuracy")
+            names = [m for m in metrics if m in METRICS] if isinstance(metrics, dict) else []
+            votes.setdefault(cell_of(record)[0], Counter()).update(metric_kind(m) for m in names)
+        return {model: vote.most_common(1)[0][0] for model, vote in votes.items() if vote}
+
+    def select(self, *orders: str, kind: str | None = None) -> list[Row]:
+        """Rows of these orders, of models of this kind."""
+        return [r for r in self.rows if r.order in orders and (kind is None or self.kinds.get(r.model) == kind)]
+
+    def find(self, row: Row, *orders: str, method: str | None = None) -> Row | None:
+        """The first row of the same model and method in `orders`, the same task before any other."""
+        wanted = [r for r in self.rows if r.model == row.model and r.method == (method or row.method)]
+        for order in orders:
+            here = [r for r in wanted if r.order == order]
+            same = [r for r in here if r.task == row.task]
+            if same or here:
+                return (same or here)[0]
+        return None
+
+    def first(self, row: Row, path: Sequence[str], *orders: str) -> Row:
+        """`row` itself if it has something at `path`, else the first of `orders` that does, else `row`."""
+        for order in (row.order, *orders):
+            found = self.find(row, order)
+            if found is not None and found.stat(*path).value is not None:
+                return found
+        return row
+
+    @property
+    def quick(self) -> bool:
+        return any(r.get("quick") for r in self.records)
+
+    @property
+    def dirty(self) -> bool:
+        return any(dig(r, "provenance", "dirty") for r in self.records)
+
+    def distinct(self, *path: str) -> list[str]:
+        """The different values at `path`, as sorted text."""
+        values = (dig(r, *path) for r in self.records)
+        return sorted({str(v) for v in values if v is not None and not isinstance(v, dict | list)})

@@ -1,0 +1,144 @@
+"""The main tables, `methods-encoder` and `methods-causal`: every method beneath the adapter, ranked by its distance to
+the unquantized model.
+
+A row whose interval overlaps that of the row above has its rank, marked `=`. Times and training memory come from the
+row itself or, where quality and speed were measured in different cells, from the `speed` or `qlora` cell of the method.
+"""
+
+# ruff: noqa: RUF001
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.reports.caption import caption
+from bench.reports.frames import Row, Run, metric_kind, ranking_metric, unit_of
+from bench.reports.stats import Stat, overlap
+from bench.reports.table import Column, Table, put, table
+from bench.schema import METRICS
+
+SPEEDS = ("forward_b1", "prefill", "train_step")
+MB = 1e-6
+
+
+def ranks(stats: Sequence[Stat]) -> list[str]:
+    """Ranks of figures in ascending order; one whose interval overlaps that of its predecessor shares its rank, and all
+    that share one carry `=`. An unknown figure has no rank."""
+    numbers: list[int] = []
+    for i, stat in enumerate(stats):
+        if stat.value is None:
+            break
+        tied = i > 0 and overlap(stats[i - 1], stat)
+        numbers.append(numbers[-1] if tied else i + 1)
+    texts = [f"{n}=" if numbers.count(n) > 1 else str(n) for n in numbers]
+    return texts + [""] * (len(stats) - len(texts))
+
+
+def key_of(metric: str) -> str:
+    """The metric's column in the frame, its unit in the name."""
+    unit = unit_of(metric)
+    return f"{metric}_{unit}" if unit else metric
+
+
+def delta_key(metric: str) -> str:
+    unit = unit_of(metric).replace("percent", "points")
+    return f"{metric}_delta_{unit}" if unit else f"{metric}_delta"
+
+
+def fill(run: Run, row: Row, kind: str) -> dict[str, Any]:
+    """One row of the frame: raw numbers in the units that the keys name."""
+    out: dict[str, Any] = {"rank": "", "model": row.model, "task": row.task, "method": row.method, "family": row.family}
+    held = run.first(row, ("memory", "bits_per_weight"), "speed", "qlora")
+    out["bits_per_weight"] = held.number("memory", "bits_per_weight")
+    out["model_bytes"] = held.number("memory", "model_bytes")
+    for name in (m for m in METRICS if metric_kind(m) == kind):
+        stat = row.metric(name)
+        put(out, key_of(name), stat)
+        put(out, delta_key(name), stat.difference)
+        out[f"{name}_p_value"] = stat.p_value
+        if name.startswith("perplexity"):
+            put(out, f"{name}_ratio", row.ratio(name))
+    out["sqnr_db"], out["gap_db"] = row.number("weights", "sqnr_db"), row.number("weights", "gap_db")
+    for name in SPEEDS:
+        timed = run.first(row, ("speed", f"{name}_ratio"), "speed", "qlora")
+        put(out, f"{name}_speedup", timed.speedup(f"{name}_ratio"))
+    trained = run.first(row, ("training_memory", "peak_bytes"), "speed", "qlora")
+    out["training_peak_bytes"] = trained.number("training_memory", "peak_bytes")
+    return out
+
+
+def columns(kind: str, rows: Sequence[Row]) -> tuple[Column, ...]:
+    """Model and task are columns only when there are several."""
+    ranking, metric = ranking_metric(kind)
+    several = [
+        Column(name, name, text=True, keep=7) for name in ("model", "task") if len({getattr(r, name) for r in rows}) > 1
+    ]
+    quality = {
+        "encoder": (
+            Column("Δ accuracy (points)", delta_key("accuracy"), signed=True, keep=8),
+            Column("McNemar p", "accuracy_p_value", digits=2, keep=3),
+        ),
+        "causal": (
+            Column("perplexity, Wikipedia", key_of("perplexity_wiki"), keep=2),
+            Column("Δ perplexity, Wikipedia", delta_key("perplexity_wiki"), signed=True, keep=7),
+            Column("perplexity ratio, Wikipedia", "perplexity_wiki_ratio", neutral=1.0, keep=3),
+            Column("Δ perplexity, reviews", delta_key("perplexity_reviews"), signed=True, keep=4),
+            Column("top-1 agreement (%)", key_of("top1_wiki"), keep=6),
+        ),
+    }
+    agreement = (Column("label agreement (%)", key_of("label_agreement"), keep=4),) if kind == "encoder" else ()
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return (
+        Column("rank", "rank", text=True, keep=6),
+        *several,
+        Column("method", "method", text=True, keep=9),
+        Column("family", "family", text=True, keep=3),
+        Column("bits/weight", "bits_per_weight", digits=4, keep=9),
+        Column("model (MB)", "model_bytes", scale=MB, keep=5),
+        Column(metric.heading + unit, key_of(ranking), keep=9),
+        *quality[kind],
+        *agreement,
+        Column("SQNR (dB)", "sqnr_db", keep=4),
+        Column("gap (dB)", "gap_db", keep=2),
+        Column("forward b1 (× fp32)", "forward_b1_speedup", neutral=1.0, keep=7),
+        Column("prefill (× fp32)", "prefill_speedup", neutral=1.0, keep=6),
+        Column("train step (× fp32)", "train_step_speedup", neutral=1.0, keep=2),
+        Column("peak training (MB)", "training_peak_bytes", scale=MB, keep=3),
+    )
+
+
+def methods_table(run: Run, kind: str) -> list[Table]:
+    """The table of one kind of model, ranked within each (model, task)."""
+    ranking, metric = ranking_metric(kind)
+    rows = run.select("beneath", kind=kind)
+    ordered: list[tuple[Row, str]] = []
+    for model, task in sorted({(r.model, r.task) for r in rows}):
+        group = [(r, r.metric(ranking)) for r in rows if (r.model, r.task) == (model, task)]
+        group.sort(key=lambda pair: (pair[1].value is None, pair[1].value or 0.0, pair[0].method))
+        ordered += zip([r for r, _ in group], ranks([s for _, s in group]), strict=True)
+    frame = pd.DataFrame([fill(run, row, kind) | {"rank": rank} for row, rank in ordered])
+    if frame.empty:
+        return []
+    names = [m for m in METRICS if metric_kind(m) == kind]
+    title = f"Methods beneath the adapter, {kind} models ({', '.join(sorted({r.model for r in rows}))})"
+    notes = [
+        f"Ranked by {metric.heading} to the unquantized model; = marks ranks shared because intervals overlap.",
+        "Speed-ups are over the fp32 model of the same run: above 1 is faster.",
+        "A dash is a figure that was not measured; the table of failures says why where a cell did not finish.",
+    ]
+    shown = columns(kind, rows)
+    return [Table(f"methods-{kind}", title, shown, frame, caption(run, rows, names), tuple(notes))]
+
+
+@table("methods-encoder")
+def encoder(run: Run) -> list[Table]:
+    """Ranked by the cosine distance of the pooled embeddings."""
+    return methods_table(run, "encoder")
+
+
+@table("methods-causal")
+def causal(run: Run) -> list[Table]:
+    """Ranked by KL divergence on Wikipedia text."""
+    return methods_table(run, "causal")
