@@ -1,0 +1,164 @@
+"""The command line: the words and exit code of every error, and what each command prints."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bench.__main__ import main
+from bench.records import FILE, to_line
+from tests.bench.test_records import record
+from tests.bench.toy_main import run_toys
+
+NF4 = "m/t/beneath/nf4-g64/0"
+
+
+def save(folder, *records):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_bytes(b"".join(to_line(r) for r in records))
+    return folder
+
+
+def made(value=1.0, *, device="cpu A", steps=3, **more):
+    return record(
+        provenance={"device": "cpu", "device_name": device, "threads": 2, "argv": ["bench", "run", "quick"]},
+        key_parts={"protocol": {"steps": steps}},
+        suite="quick",
+        accuracy={"loss": {"value": value}},
+        speed={"forward_b1_s": {"value": 2 * value}},
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rnu"], "error: unknown command 'rnu'. Did you mean 'run'?"),
+        (["list", "metods"], "error: unknown list 'metods'. Did you mean 'methods'?"),
+        (["run", "qick"], "error: unknown experiment 'qick'. Did you mean 'quick'?"),
+        (["run", "quick", "--bogus"], "error: unrecognized arguments: --bogus"),
+        (["run", "quick", "--threads", "0"], "error: argument --threads: '0' is not a whole number from 1"),
+        (["run", "quick", "--timeout", "nan"], "error: argument --timeout: 'nan' is not a positive number"),
+        (["run", "quick", "--retry", "oops"], "error: --retry: unknown status 'oops'"),
+        (["run", "quick", "--seeds", "x"], "error: --seeds 'x' must be whole numbers from 0"),
+        (["run", "quick", "--dry-run", "--methods", "unifrom*"], "error: --methods 'unifrom*' matched 0 of "),
+        (["run", "quick", "--dry-run", "--orders", "benaeth"], "error: --orders 'benaeth' matched 0 of 9 orders."),
+        (["run", "quick", "--dry-run", "--model", "tiny"], "error: --model 'tiny': write path:DIR"),
+        (["run", "quick", "--dry-run", "--model", "path:nowhere"], "error: model 'path:nowhere': no such folder"),
+        (["report", "nowhere"], "error: no records in nowhere/records.jsonl"),
+        (["show", "x"], "error: no results under results/ yet"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_a_dry_run_prints_cells_and_a_labelled_estimate_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "quick", "--dry-run", "--methods", "nf4-g64", "--orders", "lora,beneath", "--models", "tiny-enc*"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = ["tiny-encoder/alice-labels/lora/fp32/0", "tiny-encoder/alice-labels/beneath/nf4-g64/0"]
+    assert [line.split()[0] for line in lines[:2]] == cells
+    assert lines[2].startswith("2 cells, about ")
+    assert lines[2].endswith("(an estimate: 0 from records, 2 a rough guess)")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["models", "tasks", "orders", "experiments"])
+def test_lists_are_json_with_an_idea_for_each(kind, capsys):
+    assert main(["list", kind, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows
+    assert all(row["idea"] for row in rows)
+
+
+def test_show_tells_everything_and_the_command_that_reproduces_it(capsys, tmp_path):
+    save(tmp_path / "r", made())
+    assert main(["show", NF4, "--out", str(tmp_path / "r")]) == 0
+    out = capsys.readouterr().out
+    assert '"forward_b1_s"' in out
+    assert out.rstrip().endswith(
+        "reproduce: bench run quick --models m --tasks t --orders beneath --methods nf4-g64 --seeds 0 "
+        f"--device cpu --threads 2 --out {tmp_path / 'r'} --force"
+    )
+    assert main(["show", "m/t/beneath/nf5-g64/0", "--out", str(tmp_path / "r")]) == 2
+    assert f"Did you mean '{NF4}'?" in capsys.readouterr().err
+
+
+def test_compare_joins_two_folders(capsys, tmp_path):
+    a, b = save(tmp_path / "a", made(1.0)), save(tmp_path / "b", made(1.5))
+    assert main(["compare", str(a), str(b)]) == 0
+    out = capsys.readouterr().out
+    assert "+50.00" in out
+    assert "1 cells in both; 0 figures equal, 2 differ" in out
+
+
+def test_times_of_different_processors_are_not_compared(capsys, tmp_path):
+    a, b = save(tmp_path / "a", made(1.0)), save(tmp_path / "b", made(1.5, device="cpu B"))
+    assert main(["compare", str(a), str(b)]) == 2
+    out, err = capsys.readouterr()
+    assert "1 differ" in out
+    assert err.startswith("error: refusing to compare speed of cpu A with 2 threads (")
+    assert main(["compare", str(a), str(b), "--no-times"]) == 0
+
+
+def test_different_protocols_are_not_compared(capsys, tmp_path):
+    a, b = save(tmp_path / "a", made()), save(tmp_path / "b", made(steps=4))
+    assert main(["compare", str(a), str(b)]) == 2
+    assert f"error: {NF4} cannot be compared: the protocols differ in steps 3 and 4" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--debug", "run", "qick"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" in done.stderr
+    assert done.returncode != 0
+
+
+def test_a_changed_source_changes_the_key_of_its_own_method_only():
+    from bench.key import changed, key_of, source_hash, sources_of
+    from quant import METHODS
+
+    files = {"quant/core.py": "1", "quant/methods/nf4.py": "1", "quant/methods/none.py": "1", "bench/train.py": "1"}
+    bf16 = METHODS["bf16"]
+    before = source_hash(sources_of(bf16, files))
+    assert source_hash(sources_of(bf16, files | {"quant/methods/nf4.py": "2"})) == before
+    for name in ("quant/core.py", "quant/methods/none.py", "bench/train.py"):
+        assert source_hash(sources_of(bf16, files | {name: "2"})) != before
+    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
+    assert changed({"a": {"b": 1, "c": [1]}}, {"a": {"b": 2, "c": (1,)}}) == [("a.b", 1, 2)]
+
+
+def test_presenting_files_are_not_in_the_key():
+    from bench.key import file_hashes
+
+    names = set(file_hashes())
+    assert {"bench/cells.py", "bench/worker.py", "quant/core.py", "kernels/packing.py"} <= names
+    assert not {"bench/cli.py", "bench/__main__.py", "bench/doctor.py"} & names
+    assert not any(name.startswith("bench/reports/") for name in names)
+
+
+def test_a_report_that_cannot_be_written_loses_no_record(tmp_path, monkeypatch):
+    from bench.errors import StoppedError
+    from tests.bench import toy_main
+
+    def fails(out, records, plots):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(
+        toy_main, "Reports", lambda write, table: __import__("bench.session").session.Reports(fails, table)
+    )
+    with pytest.raises(StoppedError, match="the records are safe"):
+        run_toys(tmp_path, ["a"])
+    assert b'"status":"ok"' in (tmp_path / FILE).read_bytes()

@@ -1,0 +1,44 @@
+"""A whole run with the toy executor, as a process: `python -m tests.bench.toy_main OUT PAUSE METHOD...`."""
+
+import sys
+from pathlib import Path
+
+from rich.text import Text
+
+from bench.errors import BenchError
+from bench.experiment import Experiment
+from bench.plan import Fingerprints
+from bench.schema import Cell
+from bench.session import Options, Reports, run_session
+from tests.bench.toys import ToyProtocol
+
+
+class ToyMethod:
+    """As much of a quantizer as a plan asks for."""
+
+    family = "none"
+
+    def __init__(self, name):
+        self.name = name
+
+    def settings(self):
+        return {"name": self.name}
+
+
+def run_toys(out, methods, pause_s=0.0, **options):
+    cells = [Cell("toy", "task", "beneath", method) for method in methods]
+    experiment = Experiment("toys", True, ToyProtocol(pause_s), (), Path("toys.toml"))
+    prints = Fingerprints(ToyMethod, lambda spec: "model", lambda task: "data")
+    reports = Reports(
+        lambda out, records, plots: [out / "README.md"], lambda records, width: Text(f"{len(records)} rows")
+    )
+    settings = Options(out, executor="tests.bench.toys:execute", **options)
+    return run_session(experiment, cells, prints, reports, settings)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run_toys(Path(sys.argv[1]), sys.argv[3:], float(sys.argv[2])))
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
