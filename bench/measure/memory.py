@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from quant import PARTS, QuantizedTensor
+from quant.entropy import entropy_bits
 from quant.linear import QuantizedLinear
 from quant.lora import adapted
 from quant.model import model_parts, quantized_layers, save_model, saved_sizes
@@ -90,9 +90,8 @@ def _quantized_factors(model: nn.Module) -> list[QuantizedLinear]:
 
 
 def _entropy(weights: list[QuantizedTensor], wanted: bool) -> dict[str, Any]:
-    if not weights or not wanted or find_spec("quant.entropy") is None:
-        reason = NOTHING if not weights else "not asked for" if not wanted else "quant.entropy is not there"
-        return {"entropy_bits_per_weight": None, "entropy_reason": reason}
-    from quant.entropy import entropy_bits
-
-    return {"entropy_bits_per_weight": float(sum(entropy_bits(w) for w in weights) / sum(w.numel for w in weights))}
+    """Bits per quantized weight if codes and masks took their order-0 entropy, layers weighted by their size."""
+    if not weights or not wanted:
+        return {"entropy_bits_per_weight": None, "entropy_reason": "not asked for" if weights else NOTHING}
+    total = sum(entropy_bits(w) * w.numel for w in weights)
+    return {"entropy_bits_per_weight": total / sum(w.numel for w in weights)}

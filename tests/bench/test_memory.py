@@ -96,3 +96,14 @@ def test_file_that_is_not_what_is_stored_is_an_error(monkeypatch):
     monkeypatch.setattr(memory, "saved_sizes", lambda folder: (1000, 100))
     with pytest.raises(RuntimeError, match=r"the file has 1000 bytes, but \d+ are stored"):
         static_memory(quantize_model(base(), METHODS["nf4-g64"]))
+
+
+def test_entropy_is_bits_a_weight_with_large_layers_counting_more():
+    # NF4 at group 64 on normal weights: 3.884 bits a code (16.8 million samples) and 0.5 for the scales
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 1024, bias=False), nn.Linear(1024, 64, bias=False))
+    nn.init.normal_(model[0].weight)
+    nn.init.zeros_(model[1].weight)
+    out = static_memory(quantize_model(model, METHODS["nf4-g64"]))["entropy_bits_per_weight"]
+    large, small = 512 * 1024, 1024 * 64
+    assert out == pytest.approx((3.884 * large + 0 * small) / (large + small) + 0.5, abs=0.005)
