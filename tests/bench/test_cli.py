@@ -151,14 +151,13 @@ def test_presenting_files_are_not_in_the_key():
 
 def test_a_report_that_cannot_be_written_loses_no_record(tmp_path, monkeypatch):
     from bench.errors import StoppedError
+    from bench.session import Reports
     from tests.bench import toy_main
 
     def fails(out, records, plots):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(
-        toy_main, "Reports", lambda write, table: __import__("bench.session").session.Reports(fails, table)
-    )
+    monkeypatch.setattr(toy_main, "Reports", lambda write, table: Reports(fails, table))
     with pytest.raises(StoppedError, match="the records are safe"):
         run_toys(tmp_path, ["a"])
     assert b'"status":"ok"' in (tmp_path / FILE).read_bytes()
