@@ -32,7 +32,8 @@ def _workspace(name: str, size: int, dtype: torch.dtype) -> Tensor:
     """`size` elements of a buffer that this thread reuses."""
     buffers: dict[tuple[str, torch.dtype], Tensor] = _local.__dict__.setdefault("buffers", {})
     if (name, dtype) not in buffers or buffers[name, dtype].numel() < size:
-        buffers[name, dtype] = torch.empty(size, dtype=dtype)
+        with torch.inference_mode(False):  # one made under inference mode could not be written to outside it
+            buffers[name, dtype] = torch.empty(size, dtype=dtype)
     return buffers[name, dtype][:size]
 
 
