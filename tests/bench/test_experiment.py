@@ -139,7 +139,9 @@ def test_a_missing_key_and_an_empty_file_are_errors(read):
 
 
 def test_lines_are_found_among_strings_and_brackets():
-    text = 'a = """\nb = 1\n[c]\n"""\nb = [\n  "x = 1",\n  {d = 2},\n]\n[[t]]\n\'q\' = 1\n[t.u]\nv = 1\n[[t]]\nq.r = 2\n'
+    text = (
+        'a = """\nb = 1\n[c]\n"""\nb = [\n  "x = 1",\n  {d = 2},\n]\n[[t]]\n\'q\' = 1\n[t.u]\nv = 1\n[[t]]\nq.r = 2\n'
+    )
     lines = key_lines(text)
     assert lines == {
         ("a",): 1,

@@ -160,3 +160,19 @@ def test_kill_9_at_random_moments_loses_nothing_finished(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / FILE).read_bytes().splitlines()]
     assert sorted(r["cell"]["method"] for r in lines) == sorted(MANY)
     assert out == "12 rows\n"
+
+
+def test_a_killed_parent_takes_its_busy_child_along(tmp_path):
+    process = start(tmp_path, 60, ["a"])
+    for _ in range(200):
+        if children_in(tmp_path):
+            break
+        time.sleep(0.05)
+    assert len(children_in(tmp_path)) == 1
+    process.kill()
+    process.communicate(timeout=30)
+    for _ in range(100):
+        if not children_in(tmp_path):
+            break
+        time.sleep(0.05)
+    assert children_in(tmp_path) == []
