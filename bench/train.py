@@ -52,7 +52,7 @@ class Trained:
     trainable_parameters: int
 
     def record(self) -> dict[str, Any]:
-        """The record's `training` group; its losses are means of the first and of the last steps (a quarter, 5 at most)."""
+        """The record's `training` group; losses are means of the first and last steps (a quarter, 5 at most)."""
         shown = max(1, min(SHOWN, len(self.losses) // 4))
         return {
             "trainable_parameters": self.trainable_parameters,

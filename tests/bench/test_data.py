@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -41,7 +43,7 @@ def test_an_even_sample_is_in_order_distinct_and_spread(n, data):
     found = evenly(range(n), k)
     assert len(set(found)) == k
     assert list(found) == sorted(found)
-    gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(found)]
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
