@@ -36,7 +36,8 @@ def nearest(run: Run, kind: str) -> list[str]:
     unit = f" {metric.unit}" if metric.unit else ""
     return [
         f"At no more than {FOUR_BITS} stored bits per weight, {plain(best.method)} "
-        f"({number_text(bits(best), 4)} bits) stays nearest to the unquantized {plain(best.model)}: {metric.heading} {figure}{unit}."
+        f"({number_text(bits(best), 4)} bits) stays nearest to the unquantized {plain(best.model)}: "
+        f"{metric.heading} {figure}{unit}."
     ]
 
 

@@ -41,8 +41,8 @@ def run_card(run: Run) -> str:
         "sample sizes": [sample_sizes(run.rows, list(METRICS))],
         "cells": [f"{states[s]} {s}" for s in sorted(states)],
     }
-    lines = [(name, ", ".join(map(markdown_text, values)) or "–") for name, values in facts.items()]  # noqa: RUF001
-    return tabulate(lines, ("", ""), "pipe", disable_numparse=True)
+    lines = [(name, ", ".join(map(markdown_long, values)) or "–") for name, values in facts.items()]  # noqa: RUF001
+    return str(tabulate(lines, ("", ""), "pipe", disable_numparse=True))
 
 
 def page(run: Run, written: Sequence[Path], out: Path) -> str:
@@ -60,10 +60,7 @@ def page(run: Run, written: Sequence[Path], out: Path) -> str:
         "## Tables",
         "\n".join(f"- [{_stem(t)}]({t}) ([CSV]({t[:-3]}.csv), [LaTeX]({t[:-3]}.tex))" for t in tables) or "None yet.",
         "## Figures",
-        "\n\n".join(
-            f"### {_stem(f)}\n\n![{_stem(f)}]({f})\n\n[SVG]({f[:-4]}.svg), [data]({f[:-4]}.csv)" for f in figures
-        )
-        or "None.",
+        "\n\n".join(map(_figure, figures)) or "None.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -71,6 +68,11 @@ def page(run: Run, written: Sequence[Path], out: Path) -> str:
 def markdown_long(text: str) -> str:
     """A sentence of ours that quotes records, escaped word by word so that it is not cut."""
     return " ".join(markdown_text(word) for word in text.split(" "))
+
+
+def _figure(link: str) -> str:
+    name, base = _stem(link), link.removesuffix(".png")
+    return f"### {name}\n\n![{name}]({link})\n\n[SVG]({base}.svg), [data]({base}.csv)"
 
 
 def _stem(link: str) -> str:

@@ -34,7 +34,7 @@ def load(folder: Path) -> list[Record]:
     for path in files:
         good, bad = read(path)
         if bad:
-            raise ValueError(f"{path}:{bad[0].number} is no record: {bad[0]}")
+            raise ValueError(f"{path}:{bad[0].number} is no record: {bad[0].why}")
         records += current(good)
     return records
 

@@ -86,7 +86,7 @@ SETTINGS: dict[str, Any] = {
 def style() -> Iterator[None]:
     """The settings of every figure, undone at the end."""
     with mpl.rc_context(), sns.axes_style("whitegrid", {"grid.color": "#E6E6E6", "axes.edgecolor": "#999999"}):
-        mpl.rcParams.update(SETTINGS)
+        mpl.rcParams.update(SETTINGS)  # type: ignore[arg-type]
         yield
 
 
@@ -153,6 +153,11 @@ def finish(made: Figure, title: str, footer: str, mark: str) -> Figure:
 
 def save(made: Figure, path: Path) -> list[Path]:
     """`path`.png and `path`.svg, their bytes decided by the figure alone: no dates, no versions."""
+    made.canvas.draw()
+    made.set_layout_engine("none")  # it is settled; doing it again for each format would take most of the time
+    for axes in made.axes:  # the solver of the layout is exact to the last bits only, and SVG names are hashes of them
+        left, low, width, height = (round(v, 6) for v in axes.get_position().bounds)
+        axes.set_position((left, low, width, height))
     png, svg = path.with_name(path.name + ".png"), path.with_name(path.name + ".svg")
     made.savefig(png, dpi=DPI, metadata={"Software": None})
     made.savefig(svg, metadata={"Date": None, "Creator": None})

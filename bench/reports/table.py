@@ -43,9 +43,9 @@ class Column:
         raw = row.get(self.key)
         if self.text:
             return MISSING if raw is None or raw != raw or raw == "" else str(raw)
-        ends = (number_or_none(row.get(self.key + end)) for end in ("", "_low", "_high"))
+        value, low, high = (number_or_none(row.get(self.key + end)) for end in ("", "_low", "_high"))
         neutral = 0.0 if self.signed else self.neutral
-        return estimate_text(Stat(*ends).map(self.scale), self.digits, self.signed, neutral)
+        return estimate_text(Stat(value, low, high).map(self.scale), self.digits, self.signed, neutral)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Table:
         chosen = self.used() if columns is None else columns
         shown = self.shown(markdown_text, chosen)
         align = ["left" if c.text else "right" for c in chosen]
-        return tabulate(shown.values.tolist(), list(shown.columns), "pipe", disable_numparse=True, colalign=align)
+        lines, headings = shown.to_numpy().tolist(), list(shown.columns)
+        return str(tabulate(lines, headings, "pipe", disable_numparse=True, colalign=align))
 
     def markdown_page(self) -> str:
         lines = [f"# {markdown_text(self.title)}", markdown_text_long(self.caption), self.markdown()]

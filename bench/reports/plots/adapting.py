@@ -58,7 +58,9 @@ def panel(axes: Axes, shown: list[Regime], log: bool) -> None:
             axes.plot([regime.memory] * 2, [stat.low, stat.high], color=colour, lw=1.2, alpha=0.6, zorder=2)
         shape = style.marker(row.family)
         size = 120 if shape == "*" else 42
-        axes.scatter(regime.memory, stat.value, s=size, marker=shape, c=colour, edgecolors="white", lw=0.6, zorder=4)
+        axes.scatter(
+            regime.memory, stat.value or 0.0, s=size, marker=shape, c=colour, edgecolors="white", lw=0.6, zorder=4
+        )
     peaks = [r.memory for r in shown if r.memory is not None]
     axes.set_xscale("log")
     axes.set_xlim(min(peaks) / 1.25, max(peaks) * 1.3)

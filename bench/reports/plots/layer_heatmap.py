@@ -21,6 +21,7 @@ from bench.reports.frames import Row, Run
 from bench.reports.plots.registry import Plot, plot
 from bench.reports.stats import number_or_none
 
+NO_NAMES = {"xticklabels": False, "yticklabels": False}  # ours are set below
 MOST = 12  # methods of one model
 
 
@@ -59,7 +60,7 @@ def frame_of(rows: list[Row]) -> pd.DataFrame:
 
 def panel(axes: Axes, table: pd.DataFrame, rows: list[Row], scale: Normalize) -> None:
     """One model; a white line between matrices, their names below."""
-    sns.heatmap(table.astype(float), ax=axes, cmap="viridis", norm=scale, cbar=False, rasterized=True)
+    sns.heatmap(table.astype(float), ax=axes, cmap="viridis", norm=scale, cbar=False, rasterized=True, **NO_NAMES)
     axes.set_yticks(np.arange(len(table)) + 0.5, [plot_text(m, 24) for m in table.index], rotation=0, fontsize=8)
     for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_color(style.ink(row.family))
