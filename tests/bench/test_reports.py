@@ -237,6 +237,7 @@ def test_a_finished_record_outlives_a_later_interruption() -> None:
     done = record("minilm", "beneath", "nf4")
     assert [r["status"] for r in Run([done, done | {"status": "interrupted"}]).records] == ["ok"]
     assert [r["status"] for r in Run([done | {"status": "oom"}, done]).records] == ["ok"]
+    assert [r["key"] for r in Run([done, done | {"key": "again"}]).records] == ["again"]
 
 
 def test_quick_runs_say_so_in_the_file_name_and_the_caption(tmp_path: Path) -> None:

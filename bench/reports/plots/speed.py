@@ -24,7 +24,7 @@ from bench.reports.tables.speed import PATHS, timed_rows
 
 HEADINGS = {"forward_b1": "forward, batch 1", "prefill": "prefill", "train_step": "training step"}
 TICKS = (0.03, 0.06, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
-CLOSE_TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2)
+CLOSE_TICKS = (0.5, 0.6, 0.8, 1, 1.25, 1.6, 2)
 
 
 def panel(axes: Axes, path: str, place: dict[str, float], shown: list[Row], models: list[str]) -> None:
