@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.reports.escape import plain
-from bench.reports.frames import Row, Run, ranking_metric
+from bench.reports.frames import Row, Run
 from bench.reports.stats import estimate_text, number_text
 
 __all__ = ["conclusions"]
@@ -26,7 +26,7 @@ def bits(row: Row) -> float | None:
 
 def nearest(run: Run, kind: str) -> list[str]:
     """The 4-bit method with the smallest distance to the unquantized model."""
-    name, metric = ranking_metric(kind)
+    name, metric = run.ranking(kind)
     rows = [r for r in run.select("beneath", kind=kind) if (b := bits(r)) is not None and b <= FOUR_BITS]
     known = sorted((r.metric(name).value or 0.0, r.method, r) for r in rows if r.metric(name).value is not None)
     if not known:

@@ -19,7 +19,7 @@ __all__ = ["Record", "Row", "Run", "family_of", "ranking_metric", "scale_of", "u
 
 Record = dict[str, Any]
 KINDS = ("encoder", "causal")
-CAUSAL_MARKS = ("_wiki", "_reviews", "_alice")  # metrics of text models end so; all others belong to encoders
+CAUSAL_MARKS = ("perplexity_", "kl_", "top1_")  # metrics of text models begin so, all others belong to encoders
 
 
 def dig(record: Any, *path: str) -> Any:
@@ -43,7 +43,7 @@ def unit_of(metric: str) -> str:
 
 def metric_kind(metric: str) -> str:
     """The kind of model that a metric of `METRICS` is for."""
-    return "causal" if metric.endswith(CAUSAL_MARKS) else "encoder"
+    return "causal" if metric.startswith(CAUSAL_MARKS) and metric != "kl_labels" else "encoder"
 
 
 def ranking_metric(kind: str) -> tuple[str, Metric]:
@@ -140,6 +140,28 @@ class Run:
             names = [m for m in metrics if m in METRICS] if isinstance(metrics, dict) else []
             votes.setdefault(cell_of(record)[0], Counter()).update(metric_kind(m) for m in names)
         return {model: vote.most_common(1)[0][0] for model, vote in votes.items() if vote}
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Texts on which causal models were judged, in the order of `METRICS`: "wiki", "reviews" ..."""
+        held = {m for r in self.rows for m in METRICS if r.stat("accuracy", m).value is not None}
+        return [m.removeprefix("perplexity_") for m in METRICS if m.startswith("perplexity_") and m in held]
+
+    @property
+    def text(self) -> str:
+        """The text that ranks: that of the declared ranking metric, or the first there is."""
+        declared = ranking_metric("causal")[0].removeprefix("kl_")
+        return declared if declared in self.texts else next(iter(self.texts), declared)
+
+    @property
+    def adapted(self) -> str:
+        """The text that adapters are judged on: reviews, or the first there is."""
+        return "reviews" if "reviews" in self.texts else next(iter(self.texts), "reviews")
+
+    def ranking(self, kind: str) -> tuple[str, Metric]:
+        """The metric that ranks the tables of this kind of model in this run."""
+        name = ranking_metric(kind)[0]
+        return (f"kl_{self.text}", METRICS[f"kl_{self.text}"]) if kind == "causal" else (name, METRICS[name])
 
     def select(self, *orders: str, kind: str | None = None) -> list[Row]:
         """Rows of these orders, of models of this kind."""

@@ -105,6 +105,19 @@ def test_rows_are_ranked_by_the_metric_of_their_kind(run: Run) -> None:
         assert set(made.frame["method"]) == set(METHODS)
 
 
+def test_a_run_on_another_text_is_ranked_by_that_text() -> None:
+    """Tiny models are judged on text that the repository carries, not on Wikipedia."""
+    records = [record("smollm2", "beneath", method) for method in ("nf2", "nf4")]
+    for one in records:
+        one["accuracy"] = {f"{m}_alice": one["accuracy"][f"{m}_wiki"] for m in ("perplexity", "kl", "top1")}
+    (made,) = TABLES["methods-causal"](Run(records))
+    heading, *rows = markdown_cells(made.markdown_page())
+    assert "KL, Alice (nats/token)" in heading
+    assert "Δ perplexity, Alice" in heading
+    assert [row[heading.index("method")] for row in rows] == ["nf4", "nf2"]
+    assert [row[heading.index("rank")] for row in rows] == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     ("intervals", "expected"),
     [

@@ -17,9 +17,17 @@ from bench.reports.frames import Row, Run
 from bench.reports.labels import Label, place
 from bench.reports.plots.registry import Plot, plot
 from bench.reports.stats import Stat
-from bench.schema import REFERENCES
+from bench.schema import METRICS, REFERENCES
 
-JUDGED = {"encoder": ("accuracy", "accuracy (%)"), "causal": ("perplexity_reviews", "perplexity, reviews (log scale)")}
+
+def judged(run: Run, model: str) -> tuple[str, str]:
+    """(metric, label of its axis) that says how well this model was adapted."""
+    if run.kinds[model] == "encoder":
+        return "accuracy", "accuracy (%)"
+    name = f"perplexity_{run.adapted}"
+    return name, f"{METRICS[name].heading} (log scale)"
+
+
 MB = 1e6
 
 
@@ -32,7 +40,7 @@ class Regime:
 
 def regimes(run: Run, model: str, task: str) -> list[Regime]:
     """References in their order, then QLoRA by method, those with a figure."""
-    metric = JUDGED[run.kinds[model]][0]
+    metric = judged(run, model)[0]
     order = {name: i for i, name in enumerate((*REFERENCES, "qlora"))}
     rows = [r for r in run.select(*order) if (r.model, r.task) == (model, task)]
     rows.sort(key=lambda r: (order[r.order], r.method))
@@ -101,7 +109,7 @@ def adapting(run: Run) -> Plot | None:
     for ((model, task), shown), (axes,) in zip(panels.items(), grid, strict=True):
         kind = run.kinds[model]
         panel(axes, shown, log=kind == "causal")
-        axes.set_ylabel(JUDGED[kind][1])
+        axes.set_ylabel(judged(run, model)[1])
         axes.set_title(f"{plot_text(model)}, {plot_text(task)}", loc="left")
     grid[-1][0].set_xlabel("peak training memory (MB, log scale)")
     families = {r.row.family for shown in panels.values() for r in shown if r.memory is not None}
@@ -115,14 +123,14 @@ def adapting(run: Run) -> Plot | None:
     for shown, (axes,) in zip(panels.values(), grid, strict=True):
         names(figure, axes, shown)
     rows = [r.row for shown in panels.values() for r in shown]
-    notes = footer(run, rows, ("accuracy", "perplexity_reviews")) + " · bars are 95 % intervals"
+    notes = footer(run, rows, ("accuracy", f"perplexity_{run.adapted}")) + " · bars are 95 % intervals"
     return Plot(figure, title, notes, data(run, panels))
 
 
 def data(run: Run, panels: dict[tuple[str, str], list[Regime]]) -> pd.DataFrame:
     lines = []
     for (model, task), shown in panels.items():
-        metric = JUDGED[run.kinds[model]][0]
+        metric = judged(run, model)[0]
         for r in shown:
             lines.append(
                 {

@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from bench.reports import style
 from bench.reports.caption import footer
 from bench.reports.escape import plot_text
-from bench.reports.frames import Row, Run, ranking_metric
+from bench.reports.frames import Row, Run
 from bench.reports.front import pareto_front
 from bench.reports.labels import Label, place
 from bench.reports.plots.registry import Plot, plot
@@ -99,13 +99,13 @@ def close_up(points: list[Point]) -> list[Point]:
 
 def pareto(run: Run, kind: str) -> Plot | None:
     """The figure of one kind of model; several models or tasks of a kind share it."""
-    name, metric = ranking_metric(kind)
+    name, metric = run.ranking(kind)
     rows = run.select("beneath", kind=kind)
     ranked = points_of(rows, [r.metric(name) for r in rows])
     upper = [p for p in ranked if p.loss > 0]
     if not upper:
         return None
-    judged, judged_label, losses = lost(kind, rows)
+    judged, judged_label, losses = lost(kind, rows, run.text)
     lower, near = points_of(rows, losses), close_up(upper)
     heights = [3.6, *([3.0] if near else []), *([2.3] if lower else [])]
     figure, grid = style.figure(sum(heights) + 1.3, len(heights), 1, gridspec_kw={"height_ratios": heights})
@@ -149,11 +149,12 @@ def pareto(run: Run, kind: str) -> Plot | None:
     return Plot(figure, title, notes, data(rows, front, name, judged))
 
 
-def lost(kind: str, rows: list[Row]) -> tuple[str, str, list[Stat]]:
+def lost(kind: str, rows: list[Row], text: str) -> tuple[str, str, list[Stat]]:
     """(metric, label of the axis, losses in points) of the lower panel."""
     if kind == "encoder":
         return "accuracy", "accuracy lost\n(points)", [r.metric("accuracy").difference.map(-1.0) for r in rows]
-    return "top1_wiki", "top-1 changed\n(% of tokens)", [r.metric("top1_wiki").map(-1.0, 100.0) for r in rows]
+    name = f"top1_{text}"
+    return name, "top-1 changed\n(% of tokens)", [r.metric(name).map(-1.0, 100.0) for r in rows]
 
 
 def label(figure: Figure, axes: Axes, first: list[Point], others: list[Point], drawn: list[Point]) -> None:

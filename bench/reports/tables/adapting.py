@@ -16,16 +16,15 @@ from bench.reports.table import Column, Table, put, table
 from bench.reports.tables.methods import MB, delta_key, key_of
 from bench.schema import METRICS, REFERENCES
 
-JUDGED = ("accuracy", "loss", "perplexity_reviews")
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
 
 
-def fill(row: Row) -> dict[str, Any]:
+def fill(row: Row, metrics: tuple[str, ...]) -> dict[str, Any]:
     """One row of the frame."""
     out: dict[str, Any] = {"model": row.model, "task": row.task, "order": row.order, "method": row.method}
     trained = row.number("training", "trainable_parameters")
     out["trainable_parameters"] = row.number("memory", "trainable_parameters") if trained is None else trained
-    for metric in JUDGED:
+    for metric in metrics:
         stat = row.metric(metric)
         put(out, key_of(metric), stat)
         put(out, delta_key(metric), Stat() if row.order == "lora" else stat.difference)
@@ -35,7 +34,7 @@ def fill(row: Row) -> dict[str, Any]:
     return out
 
 
-def columns(rows: list[Row]) -> tuple[Column, ...]:
+def columns(rows: list[Row], perplexity: str) -> tuple[Column, ...]:
     several = [
         Column(name, name, text=True, keep=8) for name in ("model", "task") if len({getattr(r, name) for r in rows}) > 1
     ]
@@ -47,8 +46,8 @@ def columns(rows: list[Row]) -> tuple[Column, ...]:
         Column("accuracy (%)", key_of("accuracy"), keep=8),
         Column("Δ to LoRA (points)", delta_key("accuracy"), signed=True, keep=7),
         Column("test loss (nats)", key_of("loss"), keep=1),
-        Column("perplexity, reviews", key_of("perplexity_reviews"), keep=8),
-        Column("Δ perplexity to LoRA", delta_key("perplexity_reviews"), signed=True, keep=7),
+        Column(METRICS[perplexity].heading, key_of(perplexity), keep=8),
+        Column("Δ perplexity to LoRA", delta_key(perplexity), signed=True, keep=7),
         *(Column(f"{part} (MB)", f"training_{part}_bytes", scale=MB, keep=2) for part in PARTS),
         Column("peak training (MB)", "training_peak_bytes", scale=MB, keep=6),
         Column("training (s)", "train_s", keep=3),
@@ -64,7 +63,7 @@ def adapting(run: Run) -> list[Table]:
     if not rows:
         return []
     notes = ("Differences are to the LoRA row of the same model and task.",)
-    frame = pd.DataFrame([fill(r) for r in rows])
+    metrics = ("accuracy", "loss", f"perplexity_{run.adapted}")
+    frame = pd.DataFrame([fill(r, metrics) for r in rows])
     title = "Adapting: reference regimes and QLoRA"
-    metrics = [m for m in JUDGED if m in METRICS]
-    return [Table("adapting", title, columns(rows), frame, caption(run, rows, metrics), notes)]
+    return [Table("adapting", title, columns(rows, metrics[-1]), frame, caption(run, rows, metrics), notes)]

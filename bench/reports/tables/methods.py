@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bench.reports.caption import caption
-from bench.reports.frames import Row, Run, metric_kind, ranking_metric, unit_of
+from bench.reports.frames import Row, Run, metric_kind, unit_of
 from bench.reports.stats import Stat, overlap
 from bench.reports.table import Column, Table, put, table
 from bench.schema import METRICS
@@ -69,23 +69,24 @@ def fill(run: Run, row: Row, kind: str) -> dict[str, Any]:
     return out
 
 
-def columns(kind: str, rows: Sequence[Row]) -> tuple[Column, ...]:
+def columns(run: Run, kind: str, rows: Sequence[Row]) -> tuple[Column, ...]:
     """Model and task are columns only when there are several."""
-    ranking, metric = ranking_metric(kind)
+    ranking, metric = run.ranking(kind)
     several = [
         Column(name, name, text=True, keep=7) for name in ("model", "task") if len({getattr(r, name) for r in rows}) > 1
     ]
+    perplexity, others = f"perplexity_{run.text}", [f"perplexity_{t}" for t in run.texts if t != run.text]
     quality = {
         "encoder": (
             Column("Δ accuracy (points)", delta_key("accuracy"), signed=True, keep=8),
             Column("McNemar p", "accuracy_p_value", digits=2, keep=3),
         ),
         "causal": (
-            Column("perplexity, Wikipedia", key_of("perplexity_wiki"), keep=2),
-            Column("Δ perplexity, Wikipedia", delta_key("perplexity_wiki"), signed=True, keep=7),
-            Column("perplexity ratio, Wikipedia", "perplexity_wiki_ratio", neutral=1.0, keep=3),
-            Column("Δ perplexity, reviews", delta_key("perplexity_reviews"), signed=True, keep=4),
-            Column("top-1 agreement (%)", key_of("top1_wiki"), keep=6),
+            Column(METRICS[perplexity].heading, key_of(perplexity), keep=2),
+            Column(f"Δ {METRICS[perplexity].heading}", delta_key(perplexity), signed=True, keep=7),
+            Column(METRICS[perplexity].heading.replace(",", " ratio,"), f"{perplexity}_ratio", neutral=1.0, keep=3),
+            *(Column(f"Δ {METRICS[p].heading}", delta_key(p), signed=True, keep=4) for p in others),
+            Column("top-1 agreement (%)", key_of(f"top1_{run.text}"), keep=6),
         ),
     }
     agreement = (Column("label agreement (%)", key_of("label_agreement"), keep=4),) if kind == "encoder" else ()
@@ -111,7 +112,7 @@ def columns(kind: str, rows: Sequence[Row]) -> tuple[Column, ...]:
 
 def methods_table(run: Run, kind: str) -> list[Table]:
     """The table of one kind of model, ranked within each (model, task)."""
-    ranking, metric = ranking_metric(kind)
+    ranking, metric = run.ranking(kind)
     rows = run.select("beneath", kind=kind)
     ordered: list[tuple[Row, str]] = []
     for model, task in sorted({(r.model, r.task) for r in rows}):
@@ -128,7 +129,7 @@ def methods_table(run: Run, kind: str) -> list[Table]:
         "Speed-ups are over the fp32 model of the same run: above 1 is faster.",
         "A dash is a figure that was not measured; the table of failures says why where a cell did not finish.",
     ]
-    shown = columns(kind, rows)
+    shown = columns(run, kind, rows)
     return [Table(f"methods-{kind}", title, shown, frame, caption(run, rows, names), tuple(notes))]
 
 

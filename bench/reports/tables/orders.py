@@ -13,10 +13,17 @@ from bench.reports.caption import caption
 from bench.reports.frames import Row, Run
 from bench.reports.table import Column, Table, put, table
 from bench.reports.tables.methods import delta_key, key_of
+from bench.schema import METRICS
 
 ORDERS = ("beneath", "qlora", "merge")
-JUDGED = {"encoder": ("accuracy", "cosine_distance"), "causal": ("perplexity_reviews", "kl_reviews")}
 HEADINGS = {"beneath": "beneath", "qlora": "QLoRA", "merge": "merged"}
+
+
+def judged(run: Run, kind: str) -> tuple[str, str]:
+    """(metric whose difference is shown, distance to the unquantized model)."""
+    if kind == "encoder":
+        return "accuracy", "cosine_distance"
+    return f"perplexity_{run.adapted}", f"kl_{run.adapted}"
 
 
 def fill(run: Run, group: dict[str, Row], kind: str) -> dict[str, Any]:
@@ -24,7 +31,7 @@ def fill(run: Run, group: dict[str, Row], kind: str) -> dict[str, Any]:
     any_row = next(iter(group.values()))
     out: dict[str, Any] = {"model": any_row.model, "task": any_row.task, "method": any_row.method}
     out["bits_per_weight"] = any_row.number("memory", "bits_per_weight")
-    difference, distance = JUDGED[kind]
+    difference, distance = judged(run, kind)
     for order, row in group.items():
         put(out, f"{order}_{delta_key(difference)}", row.metric(difference).difference)
         put(out, f"{order}_{key_of(distance)}", row.metric(distance))
@@ -38,13 +45,14 @@ def orders(run: Run) -> list[Table]:
     for row in run.select(*ORDERS):
         groups.setdefault((row.model, row.task, row.method), {})[row.order] = row
     made = []
-    for kind, (difference, distance) in JUDGED.items():
+    for kind in ("encoder", "causal"):
+        difference, distance = judged(run, kind)
         several = {k: g for k, g in groups.items() if len(g) > 1 and run.kinds.get(k[0]) == kind}
         if not several:
             continue
         unit = " (points)" if kind == "encoder" else ""
-        what = {"accuracy": "Δ accuracy", "perplexity_reviews": "Δ perplexity, reviews"}[difference]
-        far = {"cosine_distance": "cosine distance", "kl_reviews": "KL, reviews (nats/token)"}[distance]
+        what = f"Δ {METRICS[difference].heading}"
+        far = METRICS[distance].heading + (" (nats/token)" if kind == "causal" else "")
         columns = (
             *(
                 Column(n, n, text=True, keep=6)
@@ -64,7 +72,7 @@ def orders(run: Run) -> list[Table]:
                 f"Orders of adapting and quantizing, {kind} models",
                 columns,
                 pd.DataFrame([fill(run, group, kind) for _, group in ordered]),
-                caption(run, rows, JUDGED[kind]),
+                caption(run, rows, judged(run, kind)),
                 ("Differences are to LoRA on the unquantized model; an order that was not run shows a dash.",),
             )
         )
