@@ -168,6 +168,17 @@ def test_a_missing_block_leaves_out_points_and_never_fails(block: str) -> None:
     assert sum(d is not None for d in none) < sum(d is not None for d in half)
 
 
+@pytest.mark.usefixtures("styled")
+def test_training_memory_of_unequal_batches_is_not_in_one_panel() -> None:
+    """Activations grow with the batch, so bars of two batches side by side would be read wrongly."""
+    large, small = record("minilm", "lora", "fp32"), record("minilm", "qlora", "nf4")
+    small["training_memory"]["batch"] = 2
+    drawn = PLOTS["training-memory"](Run([large, small]))
+    assert drawn is not None
+    titles = [axes.get_title(loc="left") for axes in drawn.figure.axes]
+    assert titles == ["minilm, batch 32, tokens 128000", "minilm, batch 2, tokens 128000"]
+
+
 def test_nothing_to_show_writes_nothing(tmp_path: Path) -> None:
     assert write_plots(tmp_path, Run([])) == []
     assert write_plots(tmp_path, Run([record("minilm", "beneath", "nf4") | {"status": "oom"}])) == []
