@@ -1,4 +1,4 @@
-"""The shape of the project: import direction, light imports, honest `__all__`, no clash with a package named kernels."""
+"""The shape of the project: import direction, light imports, honest `__all__`, no clash with a package `kernels`."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ def test_it_is_listed(project: Path):
 def test_it_passes_the_contract_tests(project: Path):
     done = run(project, "pytest", "tests/quant/test_contract.py", "-k", "ternary", "-q")
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed and int(passed.group(1)) >= 10, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert passed, done.stdout[-3000:]
+    assert int(passed.group(1)) >= 10
 
 
 def test_it_is_measured_and_plotted(project: Path):
