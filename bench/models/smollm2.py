@@ -44,8 +44,10 @@ def dequantized() -> tuple[Any, Any]:
 
     folder = package_folder(PACKAGE)
     with offline():
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
-        module: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE, trust_remote_code=False)
+        module: Any = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False
+        )
     # A dequantized model still calls itself a gguf one, and save_pretrained refuses those.
     del module.config.quantization_config
     module.hf_quantizer = None
