@@ -15,7 +15,7 @@ from quant.core import (
 from quant import formats, methods  # isort: skip  (methods register themselves)
 from quant.adapters import load_adapter, save_adapter
 from quant.files import check_model_folder
-from quant.linear import DEFAULT_SKIP, QuantizedLinear, linears, quantize_model
+from quant.linear import QuantizedLinear, quantize_model
 from quant.lora import (
     LinearWithLoRA,
     LoRAConfig,
@@ -27,6 +27,7 @@ from quant.lora import (
     quantize_adapter,
 )
 from quant.model import bits_per_weight, load_model, model_parts, quantized_numel, save_model, saved_sizes
+from quant.modules import DEFAULT_SKIP, linears
 
 __all__ = [
     "DEFAULT_SKIP",

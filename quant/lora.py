@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quant.core import Quantizer
-from quant.linear import DEFAULT_SKIP, QuantizedLinear, linears, replace_modules, share, skipped
+from quant.linear import QuantizedLinear
+from quant.modules import DEFAULT_SKIP, linears, replace_modules, share, skipped
 
 __all__ = [
     "LinearWithLoRA",

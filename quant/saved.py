@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from quant.core import METHODS, from_config
 from quant.files import inside, read_header, read_json, read_tensors, sha256, write_tensors
-from quant.linear import QuantizedLinear, replace_modules, share
+from quant.linear import QuantizedLinear
 from quant.lora import LinearWithLoRA, LoRAConfig, QuantizedLoRALayer, adapted, own
+from quant.modules import replace_modules, share
 
 __all__ = ["load_model", "save_model", "saved_sizes"]
 

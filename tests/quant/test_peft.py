@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quant import METHODS, LoRAConfig, add_lora, load_adapter, lora_parameters, quantize_model, save_adapter
-from quant.linear import share
+from quant.modules import share
 
 transformers = pytest.importorskip("transformers")
 with warnings.catch_warnings():
