@@ -126,7 +126,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     add("--orders", metavar="PATTERNS", help="ways of adapting: `bench list orders`")
     add("--seeds", metavar="0,1,...")
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=_positive, help="threads of a cell (default: the processors there are)")
+    add(
+        "--threads",
+        type=_positive,
+        help="cores to use: workers beside each other, then threads of speed cells (default: all)",
+    )
     add("--out", type=Path, help="results folder (default: results/local/NAME)")
     add("--dry-run", action="store_true", help="print the cells and an estimate of the time")
     add("--force", nargs="?", const="*", metavar="CELLS", help="run again what is on record, all or by pattern")

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from bench import catalog, compare, doctor
 from bench import show as showing
+from bench.child import EXECUTOR, warm_up
 from bench.errors import UsageError
 from bench.experiment import Experiment, Selection, expand, find
 from bench.experiment_file import load
@@ -21,7 +23,7 @@ from bench.plan import Fingerprints, make_plan, retried
 from bench.progress import Estimate, duration
 from bench.provenance import default_threads
 from bench.records import Record, cell_of, read
-from bench.run import EXECUTOR, warm_up
+from bench.schedule import count_workers
 from bench.schema import Cell
 from bench.select import seeds, split
 from bench.session import Options, Reports, report, run_session
@@ -36,7 +38,7 @@ def run_command(args: argparse.Namespace) -> int:
     rerun = retried(args.retry)
     seed_list = seeds(args.seeds) if args.seeds else ()
     if not args.dry_run:
-        warm_up(EXECUTOR, threads)  # loads its libraries while this process loads its own
+        warm_up(EXECUTOR)  # loads its libraries while this process loads its own
     names = catalog.known_names()
     experiment = _load(path)
     selection = Selection(
@@ -50,7 +52,7 @@ def run_command(args: argparse.Namespace) -> int:
     cells = expand(experiment, names, selection)
     out = args.out or showing.RESULTS / "local" / experiment.name
     if args.dry_run:
-        return _dry_run(cells, out)
+        return _dry_run(cells, out, threads)
     options = Options(
         out,
         device=args.device,
@@ -90,16 +92,17 @@ def _reports() -> Reports:
     return Reports(write, terminal_table)
 
 
-def _dry_run(cells: Sequence[Cell], out: Path) -> int:
+def _dry_run(cells: Sequence[Cell], out: Path, threads: int) -> int:
     """Print the cells and how long they should take; nothing is written."""
     records = [record for folder in (out, showing.RESULTS / "default") for record in read(folder / "records.jsonl")[0]]
     estimate = Estimate(records)
     for cell in cells:
         print(f"{cell}  {duration(estimate.cell_s(cell))}")
     measured = sum(estimate.measured(cell) for cell in cells)
-    total = duration(sum(estimate.cell_s(cell) for cell in cells))
+    workers = count_workers(cells, threads, psutil.virtual_memory().available)
+    total = duration(estimate.run_s(cells, workers))
     print(
-        f"{len(cells)} cells, about {total} "
+        f"{len(cells)} cells, about {total} with {workers} worker{'s' if workers > 1 else ''} "
         f"(an estimate: {measured} from records, {len(cells) - measured} a rough guess)"
     )
     return 0

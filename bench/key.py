@@ -27,6 +27,7 @@ METHODS_FOLDER = "quant/methods/"
 NOT_MEASURING = (
     "__main__.py",
     "catalog.py",
+    "child.py",
     "cli.py",
     "compare.py",
     "doctor.py",
@@ -44,6 +45,7 @@ NOT_MEASURING = (
     "micro",
     "experiments",
     "run.py",
+    "schedule.py",
     "schema.py",
     "select.py",
     "session.py",

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.child import EXECUTOR
 from bench.errors import UsageError
 from bench.experiment import Experiment
 from bench.key import file_hashes, key_of, key_parts, source_hash, sources_of
 from bench.provenance import provenance
 from bench.records import Record, latest
-from bench.run import EXECUTOR, Job
+from bench.run import Job
+from bench.schedule import threads_of
 from bench.schema import STATUSES, Cell
 from bench.select import matches, split
 from bench.worker import resolve
@@ -51,8 +53,10 @@ def make_plan(
     force: str | None = None,
     rerun: Sequence[str] = (),
 ) -> Plan:
-    """`force` is a list of patterns of cells to run whatever is on record; `rerun` the statuses to run again."""
-    origin = provenance(device, threads)
+    """`force` is a list of patterns of cells to run whatever is on record; `rerun` the statuses to run again.
+
+    `threads` is what the run may use; the key and the provenance of a cell say how many of them it has.
+    """
     by_key = latest(records)
     files = file_hashes()
     patterns = split(force) if force else ()
@@ -60,6 +64,7 @@ def make_plan(
         raise UsageError(f"--force {force!r} matched 0 of {len(cells)} cells")
     jobs, todo, reused = [], [], []
     for cell in cells:
+        origin = provenance(device, threads_of(cell, threads))
         method = fingerprints.method(cell.method)
         parts = key_parts(
             cell,
@@ -68,7 +73,7 @@ def make_plan(
             source=source_hash(sources_of(method, files)),
             model=fingerprints.model(cell.model),
             data=fingerprints.data(cell.task),
-            threads=threads,
+            threads=origin["threads"],
             device=origin["device_name"],
         )
         head: Record = {

@@ -15,23 +15,44 @@ from rich.text import Text
 
 from bench.records import Record, cell_of
 from bench.run import Job
+from bench.schedule import ALONE
 from bench.schema import METRICS, Cell
 
 __all__ = ["Estimate", "Lines", "LiveTable", "duration", "headline"]
 
-# Seconds a cell of a real model took on two cores, for a first guess before anything is on record.
+# Seconds a cell takes on one thread (speed: on two), for a first guess before anything is on record.
 ROUGH_S = {
-    "untouched": 10.0,
-    "features": 20.0,
-    "prompt": 60.0,
-    "full": 90.0,
-    "lora": 60.0,
-    "beneath": 8.0,
-    "qlora": 60.0,
-    "merge": 10.0,
-    "speed": 8.0,
+    "smollm2": {
+        "untouched": 7.0,
+        "features": 35.0,
+        "prompt": 50.0,
+        "full": 60.0,
+        "lora": 45.0,
+        "beneath": 9.0,
+        "qlora": 50.0,
+        "merge": 10.0,
+        "speed": 10.0,
+    },
+    "minilm": {
+        "untouched": 12.0,
+        "features": 15.0,
+        "prompt": 40.0,
+        "full": 45.0,
+        "lora": 30.0,
+        "beneath": 5.0,
+        "qlora": 28.0,
+        "merge": 5.0,
+        "speed": 2.5,
+    },
 }
-TINY_S = 0.5
+TINY_S, TINY_SPEED_S = 0.4, 0.8
+
+
+def _rough_s(cell: Cell) -> float:
+    """A model that is not known is taken for the slower one."""
+    if cell.model.startswith("tiny-"):
+        return TINY_SPEED_S if cell.order == "speed" else TINY_S
+    return ROUGH_S.get(cell.model, ROUGH_S["smollm2"])[cell.order]
 
 
 class Estimate:
@@ -56,7 +77,19 @@ class Estimate:
         """Seconds."""
         if self.measured(cell):
             return statistics.median(self._walls[cell.model, cell.task, cell.order])
-        return TINY_S if cell.model.startswith("tiny-") else ROUGH_S[cell.order]
+        return _rough_s(cell)
+
+    def run_s(self, cells: Iterable[Cell], workers: int, rough: float = 1.0) -> float:
+        """Seconds that `cells` take when `workers` share those that do not run alone; a rough guess times `rough`."""
+        beside: list[float] = [0.0]
+        alone = 0.0
+        for cell in cells:
+            seconds = self.cell_s(cell) * (1.0 if self.measured(cell) else rough)
+            if cell.order in ALONE:
+                alone += seconds
+            else:
+                beside.append(seconds)
+        return max(sum(beside) / workers, *beside) + alone
 
 
 def duration(seconds: float) -> str:
@@ -83,34 +116,35 @@ def headline(record: Record) -> str:
 
 
 class _Watch:
-    """Counts finished cells and predicts the rest: the estimates, scaled by how they did so far in this run."""
+    """Counts finished cells and predicts the rest; rough guesses are scaled by how they did so far in this run."""
 
-    def __init__(self, todo: Sequence[Job], n_reused: int, estimate: Estimate) -> None:
+    def __init__(self, todo: Sequence[Job], n_reused: int, estimate: Estimate, workers: int) -> None:
         self.total = len(todo) + n_reused
         self.done = n_reused
         self._left = [job.cell for job in todo]
-        self._estimate = estimate
+        self._estimate, self._workers = estimate, workers
         self._expected = self._spent = 0.0
 
     def take(self, record: Record) -> None:
         cell = cell_of(record)
-        self._expected += self._estimate.cell_s(cell)
-        self._spent += record.get("wall_s") or 0.0
+        if record["status"] == "ok" and not self._estimate.measured(cell):
+            self._expected += self._estimate.cell_s(cell)
+            self._spent += record["wall_s"]
         self._left.remove(cell)
         self._estimate.learn(record)
         self.done += 1
 
     @property
     def eta(self) -> str:
-        scale = self._spent / self._expected if self._expected else 1.0
-        return duration(scale * sum(self._estimate.cell_s(cell) for cell in self._left))
+        rough = self._spent / self._expected if self._expected else 1.0
+        return duration(self._estimate.run_s(self._left, self._workers, rough))
 
 
 class Lines:
     """One line a finished cell, for a log file or a pipe."""
 
-    def __init__(self, todo: Sequence[Job], n_reused: int, estimate: Estimate, console: Console) -> None:
-        self._watch = _Watch(todo, n_reused, estimate)
+    def __init__(self, todo: Sequence[Job], n_reused: int, estimate: Estimate, workers: int, console: Console) -> None:
+        self._watch = _Watch(todo, n_reused, estimate, workers)
         self._console = console
 
     def __enter__(self) -> Lines:
@@ -132,33 +166,37 @@ class Lines:
 
 
 class LiveTable:
-    """A progress line over the results table, both redrawn in place. `table` makes the table from records."""
+    """A progress line, the cells that run and the results table, redrawn in place. `table` makes it from records."""
 
     def __init__(
         self,
         todo: Sequence[Job],
         reused: Sequence[Record],
         estimate: Estimate,
+        workers: int,
         console: Console,
         table: Callable[[list[Record], int], RenderableType],
     ) -> None:
-        self._watch = _Watch(todo, len(reused), estimate)
+        self._watch = _Watch(todo, len(reused), estimate, workers)
         self._records = list(reused)
         self._table = table
         self._console = console
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
             TimeElapsedColumn(),
             TextColumn("eta {task.fields[eta]}"),
             console=console,
             auto_refresh=False,
         )
         self._task = self._bar.add_task("", total=self._watch.total, completed=len(reused), eta=self._watch.eta)
+        self._running: list[Cell] = []
+        self._made = float("-inf")
+        self._shown = self._made_table()
         # Once a second: drawing must not take time from what is measured.
-        self._live = Live(self._view(), console=console, refresh_per_second=1, vertical_overflow="crop", transient=True)
-        self._drawn = 0.0
+        self._live = Live(
+            get_renderable=self._view, console=console, refresh_per_second=1, vertical_overflow="crop", transient=True
+        )
 
     def __enter__(self) -> LiveTable:
         self._live.start()
@@ -168,20 +206,24 @@ class LiveTable:
         self._live.stop()
 
     def started(self, job: Job) -> None:
-        """Name the cell that runs."""
-        self._bar.update(self._task, description=str(job.cell))
+        """Name the cell among those that run."""
+        self._running.append(job.cell)
 
     def finished(self, record: Record) -> None:
         """Count the cell and let the table grow, at most every other second."""
         self._watch.take(record)
         self._records.append(record)
+        self._running.remove(cell_of(record))
         self._bar.update(self._task, completed=self._watch.done, eta=self._watch.eta)
         if record["status"] not in ("ok", "unsupported"):
             line = Text(f"{record['status']}  {cell_of(record)}  {headline(record)}")
             self._live.console.print(line)
-        if time.monotonic() - self._drawn > 2:
-            self._live.update(self._view())
-            self._drawn = time.monotonic()
+        if time.monotonic() - self._made > 2:
+            self._shown = self._made_table()
+
+    def _made_table(self) -> tuple[RenderableType, ...]:
+        self._made = time.monotonic()
+        return (self._table(self._records, self._console.width),) if self._records else ()
 
     def _view(self) -> RenderableType:
-        return Group(self._bar, self._table(self._records, self._console.width)) if self._records else self._bar
+        return Group(self._bar, *(Text(f"  {cell}") for cell in tuple(self._running)), *self._shown)

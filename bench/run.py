@@ -1,36 +1,28 @@
-"""Runs cells in a child process and records what became of each.
+"""Runs cells in child processes and records what became of each.
 
-The child is forked from a server that has imported the heavy libraries, works through the cells one by one and keeps
-its cache of models. When it crashes, is killed or hangs, its cell is marked and a fresh child goes on with the rest.
+First the judged cells, several workers beside each other with one thread each; then, with nothing beside them, the
+cells whose times are measured, on all the threads. A worker executes cells one by one and keeps its cache of models.
+When one crashes, is killed or hangs, its cell is marked and a fresh child goes on with the rest. Only this process
+writes records.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
-import os
 import signal
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.errors import StoppedError
+from bench.child import EXECUTOR, Worker, warm_up
 from bench.interrupts import Interrupts
 from bench.records import Record, Store
+from bench.schedule import ALONE, Schedule
 from bench.schema import SCHEMA, Cell
-from bench.worker import Outcome, serve
+from bench.worker import Outcome
 
-__all__ = ["EXECUTOR", "Job", "Watcher", "Worker", "run", "warm_up"]
-
-EXECUTOR = "bench.cells:execute"
-START_S = 300.0  # importing torch and transformers on a slow disk
-_CONTEXT = multiprocessing.get_context("forkserver")
+__all__ = ["Job", "Watcher", "run"]
 
 
 @dataclass(frozen=True)
@@ -49,101 +41,6 @@ class Watcher(Protocol):
     def finished(self, record: Record) -> None: ...
 
 
-def warm_up(executor: str, threads: int) -> None:
-    """Start the server that children are forked from, with `executor`'s libraries loaded, and do not wait for it.
-
-    OpenMP reads its settings when it is loaded: they are set here, before any child exists. A passive wait leaves the
-    processor to others between parallel regions.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    heavy = ["torch", "transformers", "quant"] if executor == EXECUTOR else []
-    _CONTEXT.set_forkserver_preload([*heavy, executor.partition(":")[0], "bench.worker"])
-    with _quiet():
-        multiprocessing.forkserver.ensure_running()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What a process started inside says on its own output goes nowhere: it would tear the progress display."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(number) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in (1, 2):
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        for number, old in zip((1, 2), saved, strict=True):
-            os.dup2(old, number)
-            os.close(old)
-        os.close(nowhere)
-
-
-class Worker:
-    """One child process and the pipe to it."""
-
-    def __init__(self, executor: str, threads: int, log: Path) -> None:
-        self.log = log
-        self._pipe, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=serve, args=(theirs, executor, threads, log), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._ready = False
-
-    def execute(self, cell: Cell, protocol: Any, timeout_s: float, interrupts: Interrupts) -> tuple[Outcome, bool]:
-        """The outcome of `cell`, and whether the child can take another. StoppedError when it never gets ready."""
-        if not self._ready:
-            first = self._receive(START_S, interrupts)
-            if isinstance(first, Outcome) and first.status == "interrupted":
-                return first, False
-            if first != "ready":
-                reason = first.reason if isinstance(first, Outcome) else first
-                raise StoppedError(f"the worker process cannot start: {reason}. See {self.log}")
-            self._ready = True
-        try:
-            self._pipe.send((cell, protocol))
-        except OSError:
-            return self._death(), False
-        answer = self._receive(timeout_s, interrupts)
-        return answer, answer.status in ("ok", "unsupported", "failed") and self._process.is_alive()
-
-    def _receive(self, timeout_s: float, interrupts: Interrupts) -> Any:
-        signalled = interrupts.fileno()
-        ready = wait([self._pipe, self._process.sentinel, signalled], timeout_s)
-        if self._pipe in ready:
-            try:
-                return self._pipe.recv()
-            except (EOFError, OSError):
-                return self._death()
-        if signalled in ready:
-            return Outcome("interrupted", f"stopped by {signal.Signals(interrupts.received).name}")
-        if self._process.sentinel in ready:
-            return self._death()
-        return Outcome("timeout", f"not finished after {timeout_s:g} s")
-
-    def _death(self) -> Outcome:
-        """A SIGKILL that is not ours is nearly always the system's, short of memory."""
-        self._process.join(10)
-        code = self._process.exitcode
-        if code == -signal.SIGKILL:
-            return Outcome("oom", "the process was killed by SIGKILL, most likely for lack of memory")
-        if code is not None and code < 0:
-            return Outcome("failed", f"the process died of {signal.Signals(-code).name}; see {self.log.name}")
-        return Outcome("failed", f"the process ended with exit code {code}; see {self.log.name}")
-
-    def stop(self) -> None:
-        """Kill the child and all that it started."""
-        if self._process.pid is not None and self._process.is_alive():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-        self._process.join(10)
-        self._pipe.close()
-
-
 def run(
     jobs: Sequence[Job],
     protocol: Any,
@@ -153,34 +50,92 @@ def run(
     *,
     executor: str = EXECUTOR,
     threads: int = 1,
+    workers: int = 1,
     timeout_s: float = 1800.0,
+    seconds: Callable[[Cell], float] = lambda cell: 1.0,
 ) -> None:
-    """Execute `jobs` in order and append a record of each to `store`; returns early when interrupted."""
-    logs = store.folder / "logs"
-    logs.mkdir(exist_ok=True)
-    warm_up(executor, threads)
-    worker: Worker | None = None
-    try:
-        for job in jobs:
-            if interrupts.received:
-                break
-            watcher.started(job)
-            worker = worker or Worker(executor, threads, logs / "worker.log")
-            started, clock = datetime.now(UTC), time.perf_counter()
-            outcome, alive = worker.execute(job.cell, protocol, timeout_s, interrupts)
-            wall_s = time.perf_counter() - clock
-            if not alive:
+    """Execute `jobs` and append a record of each to `store`; returns early when interrupted.
+
+    `workers` judged cells run at a time; a cell of `ALONE` has all the `threads`. `seconds` is what a cell should take.
+    """
+    (store.folder / "logs").mkdir(exist_ok=True)
+    warm_up(executor)
+    crew = _Crew(protocol, store, watcher, interrupts, executor, timeout_s, seconds)
+    crew.work([job for job in jobs if job.cell.order not in ALONE], workers, 1)
+    crew.work([job for job in jobs if job.cell.order in ALONE], 1, threads)
+
+
+@dataclass
+class _Crew:
+    """Workers beside each other, by number; each is busy with one job at most."""
+
+    protocol: Any
+    store: Store
+    watcher: Watcher
+    interrupts: Interrupts
+    executor: str
+    timeout_s: float
+    seconds: Callable[[Cell], float]
+    _workers: dict[int, Worker] = field(default_factory=dict)
+    _busy: dict[int, Job] = field(default_factory=dict)
+
+    def work(self, jobs: Sequence[Job], n_workers: int, threads: int) -> None:
+        """Until no job is left or a signal arrives; no child outlives this."""
+        known = {job.cell: job for job in jobs}
+        schedule = Schedule(list(known), self.seconds)
+        try:
+            while not self.interrupts.received:
+                for number in range(n_workers):
+                    if number not in self._busy and (cell := schedule.take(number)) is not None:
+                        self._start(number, known[cell], threads)
+                if not self._busy:
+                    break
+                for number, outcome in self._wait():
+                    schedule.finished(self._busy[number].cell)
+                    self._end(number, outcome, n_workers)
+            self._give_up(n_workers)
+        finally:
+            for worker in self._workers.values():
+                worker.kill()
+            for worker in self._workers.values():
                 worker.stop()
-                worker = None
-            record = _record(job, outcome, started, wall_s, logs)
-            store.append(record)
-            watcher.finished(record)
-    finally:
-        if worker is not None:
-            worker.stop()
+            self._workers.clear()
+
+    def _start(self, number: int, job: Job, threads: int) -> None:
+        self._busy[number] = job
+        self.watcher.started(job)
+        if number not in self._workers:
+            self._workers[number] = Worker(self.executor, threads, self.store.folder / "logs" / "worker.log")
+        self._workers[number].give(job.cell, self.protocol, self.timeout_s)
+
+    def _wait(self) -> list[tuple[int, Outcome]]:
+        """The workers whose cells have ended by the time that the first thing happens."""
+        busy = {number: self._workers[number] for number in self._busy}
+        sources = [source for worker in busy.values() for source in worker.waits_for]
+        readable = wait([*sources, self.interrupts.fileno()], min(worker.left_s for worker in busy.values()))
+        looks = ((number, worker.look(readable)) for number, worker in busy.items())
+        return [(number, outcome) for number, outcome in looks if outcome is not None]
+
+    def _give_up(self, n_workers: int) -> None:
+        """What still runs is interrupted."""
+        for number in self._busy:
+            self._workers[number].kill()
+        for number in list(self._busy):
+            reason = f"stopped by {signal.Signals(self.interrupts.received).name}"
+            self._end(number, Outcome("interrupted", reason), n_workers)
+
+    def _end(self, number: int, outcome: Outcome, n_workers: int) -> None:
+        worker, job = self._workers[number], self._busy.pop(number)
+        record = _record(job, outcome, worker, self.store.folder / "logs")
+        if job.cell.order not in ALONE:
+            record["workers"] = n_workers
+        if not worker.can_go_on(outcome):
+            self._workers.pop(number).stop()
+        self.store.append(record)
+        self.watcher.finished(record)
 
 
-def _record(job: Job, outcome: Outcome, started: datetime, wall_s: float, logs: Path) -> Record:
+def _record(job: Job, outcome: Outcome, worker: Worker, logs: Path) -> Record:
     reason = outcome.reason
     if outcome.trace:
         (logs / f"{job.key}.txt").write_text(f"{job.cell}\n\n{outcome.trace}", encoding="utf-8")
@@ -192,7 +147,7 @@ def _record(job: Job, outcome: Outcome, started: datetime, wall_s: float, logs: 
         "key": job.key,
         "status": outcome.status,
         "reason": reason,
-        "started_utc": started.isoformat(timespec="seconds"),
-        "wall_s": round(wall_s, 3),
+        "started_utc": worker.started.isoformat(timespec="seconds"),
+        "wall_s": round(worker.wall_s, 3),
         **(outcome.groups or {}),
     }

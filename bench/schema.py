@@ -10,12 +10,13 @@ A *cell* is one (model, task, order, method, seed). Its *record* is one JSON lin
     key, key_parts                  16 hex digits; what they are made of, by name (see `bench.records`)
     status, reason                  one of STATUSES; why, when not ok
     started_utc, wall_s, provenance commit, dirty, versions, device, cpu, threads, argv
+    workers                         how many judged cells could run at a time (absent of speed cells: they run alone)
     family, settings, label         of the method (`quant.FAMILIES`, `Quantizer.settings()`)
     memory          parts_bytes{part: int}, model_bytes (their sum), quantized_bytes, n_quantized_weights,
                     bits_per_weight, constants_bytes, bits_per_weight_model, entropy_bits_per_weight,
                     file_bytes, file_header_bytes, trainable_parameters
     training_memory peak_bytes = weights_bytes + adapter_bytes + gradients_bytes + optimizer_bytes + activations_bytes,
-                    peak_rss_bytes, steps, batch, tokens
+                    cache_bytes (of weights_bytes, what engines derive and keep), peak_rss_bytes, steps, batch, tokens
     speed           device, threads, implementation{path: layers}, quantize_s, forward_b1_s, forward_b1_ratio,
                     prefill_s, prefill_ratio, prefill_tokens_per_s, train_step_s, train_step_ratio: all stats
     accuracy        {metric: stat + {"protocol", "higher_is_better"}}; metrics in METRICS

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 from rich.console import Console, RenderableType
 
+from bench.child import EXECUTOR
 from bench.errors import StoppedError
 from bench.experiment import Experiment
 from bench.interrupts import Interrupts
@@ -18,7 +20,8 @@ from bench.plan import Fingerprints, Plan, make_plan, missing_device
 from bench.progress import Estimate, Lines, LiveTable, headline
 from bench.provenance import command
 from bench.records import Record, Store, cell_of, latest
-from bench.run import EXECUTOR, run
+from bench.run import run
+from bench.schedule import count_workers
 from bench.schema import SCHEMA, Cell
 
 __all__ = ["Options", "Reports", "report", "run_session"]
@@ -28,7 +31,7 @@ FAILURES = ("failed", "oom", "timeout")
 
 @dataclass(frozen=True)
 class Options:
-    """How to run."""
+    """How to run. `threads` are the cores to use, by several workers or by one cell."""
 
     out: Path
     device: str = "cpu"
@@ -99,11 +102,12 @@ def _execute(
     interrupts: Interrupts,
 ) -> None:
     estimate = Estimate(store.records)
+    workers = count_workers([job.cell for job in plan.todo], options.threads, psutil.virtual_memory().available)
     watcher: Lines | LiveTable
     if notes.is_terminal:
-        watcher = LiveTable(plan.todo, plan.reused, estimate, notes, reports.table)
+        watcher = LiveTable(plan.todo, plan.reused, estimate, workers, notes, reports.table)
     else:
-        watcher = Lines(plan.todo, len(plan.reused), estimate, notes)
+        watcher = Lines(plan.todo, len(plan.reused), estimate, workers, notes)
     with watcher:
         run(
             plan.todo,
@@ -113,7 +117,9 @@ def _execute(
             interrupts,
             executor=options.executor,
             threads=options.threads,
+            workers=workers,
             timeout_s=options.timeout_s,
+            seconds=estimate.cell_s,
         )
 
 

@@ -56,6 +56,7 @@ def serve(pipe: Connection, executor: str, threads: int, log: Path) -> None:
     os.dup2(output, 2)
     faulthandler.enable()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for a library that is yet to be loaded
     try:
         execute = resolve(executor)
         _set_threads(threads)

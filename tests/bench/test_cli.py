@@ -70,6 +70,43 @@ def test_a_dry_run_prints_cells_and_a_labelled_estimate_and_writes_nothing(capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_divides_the_judged_cells_by_the_workers(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.schedule.WORKER_BYTES", 1)
+    words = ["run", "quick", "--dry-run", "--methods", "nf4-g64", "--orders", "lora,beneath,speed"]
+    said = []
+    for threads in ("1", "2"):
+        assert main([*words, "--threads", threads]) == 0
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    # two loras and two beneath of 0.4 s, one speed cell of 0.8 s
+    assert said[0].startswith("5 cells, about 2.4 s with 1 worker (")
+    assert said[1].startswith("5 cells, about 1.6 s with 2 workers (")
+
+
+def test_explain_and_show_know_the_threads_of_each_order(capsys, tmp_path):
+    from tests.bench.test_run import fates
+
+    words = ["run", "quick", "--methods", "nf4-g64", "--models", "tiny-causal", "--orders", "lora,beneath,speed"]
+    out = tmp_path / "r"
+    assert main([*words, "--threads", "2", "--no-plots", "--out", str(out)]) == 0
+    assert len(fates(out)) == 2
+    for order, threads in (("beneath", 1), ("speed", 2)):
+        cell = f"tiny-causal/alice/{order}/nf4-g64/0"
+        capsys.readouterr()
+        assert main(["explain", cell, "--out", str(out), "--threads", "2"]) == 0
+        assert "nothing changed" in capsys.readouterr().out
+        assert main(["show", cell, "--out", str(out)]) == 0
+        shown = capsys.readouterr().out.rstrip().splitlines()[-1]
+        assert shown.startswith("reproduce: bench run quick ")
+        assert f" --threads {threads} " in shown
+        again = shown.removeprefix("reproduce: bench ").removesuffix(" --force").split()
+        assert main([*again, "--no-plots"]) == 0
+        assert "1 of 1 cells reused" in capsys.readouterr().err, "the command has the same key"
+    cell = "tiny-causal/alice/speed/nf4-g64/0"
+    assert main(["explain", cell, "--out", str(out), "--threads", "3"]) == 0
+    assert "  threads: 2 -> 3" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["models", "tasks", "orders", "experiments"])
 def test_lists_are_json_with_an_idea_for_each(kind, capsys):
     assert main(["list", kind, "--json"]) == 0

@@ -22,8 +22,8 @@ def fates(folder):
     return {r["cell"]["method"]: (r["status"], r["reason"]) for r in records}
 
 
-def start(out, pause_s, methods):
-    words = [sys.executable, "-m", "tests.bench.toy_main", str(out), str(pause_s), *methods]
+def start(out, pause_s, methods, threads=1):
+    words = [sys.executable, "-m", "tests.bench.toy_main", str(out), str(pause_s), str(threads), *methods]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -88,6 +88,9 @@ def test_running_again_reuses_what_is_ok_and_retries_failures(tmp_path, capfd):
     assert run_toys(tmp_path, ["a", "b"], force="*/a/*") == 0
     assert "1 of 2 cells reused, 1 to do" in capfd.readouterr().err
     assert run_toys(tmp_path, ["a", "b"], threads=2) == 0
+    assert "2 of 2 cells reused" in capfd.readouterr().err, "a judged cell has one thread, however many there are"
+    speed = ["toy/task/speed/a"]
+    assert run_toys(tmp_path, speed, threads=1) == run_toys(tmp_path, speed, threads=2) == 0
     assert "reused" not in capfd.readouterr().err
 
 

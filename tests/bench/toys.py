@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.schema import Cell
@@ -20,12 +21,25 @@ class ToyProtocol:
     sizes: tuple[int, ...] = (1, 2)
 
 
+def _meet(folder: Path, cell: Cell) -> None:
+    """Returns once two cells are here at the same time."""
+    (folder / cell.model).touch()
+    for _ in range(500):
+        if len(list(folder.iterdir())) > 1:
+            return
+        time.sleep(0.02)
+    raise RuntimeError("no other cell came")
+
+
 def execute(cell: Cell, protocol: ToyProtocol) -> dict[str, Any]:
+    start = time.monotonic()
     time.sleep(protocol.pause_s)
     if cell.method == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     if cell.method == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if cell.method == "meet":
+        _meet(Path(os.environ["TOY_MEETING"]), cell)
     if cell.method == "hang":
         time.sleep(600)
     if cell.method == "exit":
@@ -44,5 +58,5 @@ def execute(cell: Cell, protocol: ToyProtocol) -> dict[str, Any]:
         raise UnsupportedError("4 columns cannot hold a group of 2:8")
     return {
         "accuracy": {"accuracy": {"value": 80.0 + cell.seed, "low": 78.0, "high": 82.0, "n": 100}},
-        "training": {"steps": protocol.steps, "pid": os.getpid()},
+        "training": {"steps": protocol.steps, "pid": os.getpid(), "start_s": start, "end_s": time.monotonic()},
     }
