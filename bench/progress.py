@@ -109,7 +109,7 @@ def headline(record: Record) -> str:
         value = (accuracy.get(name) or {}).get("value")
         if value is not None:
             metric = METRICS[name]
-            shown = f"{value:.1f}" if metric.unit == "%" else f"{value:.3g}"
+            shown = f"{100 * value:.1f}" if metric.unit == "%" else f"{value:.3g}"
             return f"{metric.heading} {shown} {metric.unit}".rstrip()
     ratio = ((record.get("speed") or {}).get("forward_b1_ratio") or {}).get("value")
     return "" if ratio is None else f"forward, batch 1: {ratio:.2f} x fp32"
