@@ -9,7 +9,8 @@ Beside those that the names explain:
                 encoder's head is trained with them
     qlora       fields of the quantized weight that its method calls trainable learn along with the adapter
 
-Quantized layers compute with a dense copy of the decoded weight: exact, and fast for many tokens.
+What is judged, or trained, computes with dense decoded weights: exact, and fast for many tokens. Memory is that of
+the packed model, which shares the stored tensors.
 """
 
 from __future__ import annotations
@@ -29,20 +30,27 @@ from bench.tasks.heads import fit_logistic
 from quant import Quantizer, UnsupportedError
 from quant.linear import QuantizedLinear, quantize_model
 from quant.lora import LoRAConfig, add_lora, merge_lora
+from quant.modules import replace_modules, share
 
-__all__ = ["ADAPT", "Adapted", "adapt", "lora_config"]
+__all__ = ["ADAPT", "Adapted", "adapt", "decoded_model", "lora_config"]
 
-ENGINE = "dense"
 FINAL_NORMS = ("model.norm", "model.final_layernorm", "transformer.ln_f", "gpt_neox.final_layer_norm")
 
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """An adapted module; `quantized` is the un-adapted quantized one where there is one, `training` and
-    `training_memory` are groups of the record. `kin`: it stands in for the baseline, so KL to it has a meaning."""
+    """An adapted module, to be judged; `training` and `training_memory` are groups of the record.
+
+    `packed` is the same model as it is stored, where that is another one. `plain` is the un-adapted model with the
+    decoded weights of `quantized`, by layer in `decoded` [n, k]. `kin`: it stands in for the baseline, so KL to it
+    has a meaning.
+    """
 
     module: nn.Module
+    packed: nn.Module | None = None
     quantized: nn.Module | None = None
+    plain: nn.Module | None = None
+    decoded: Mapping[str, Tensor] | None = None
     training: dict[str, Any] | None = None
     training_memory: dict[str, Any] | None = None
     kin: bool = False
@@ -65,16 +73,22 @@ def _untouched(setting: Setting, quantizer: Quantizer) -> Adapted:
     if isinstance(task, Classification):
         loader, _ = task.train_texts(setting.model, setting.protocol).by_length(setting.protocol.batch)
         with torch.inference_mode():
-            rows = [(module.embed(b.input_ids, b.attention_mask), b.labels) for b in loader]  # type: ignore[operator]
-        features, labels = (torch.cat(column).clone() for column in zip(*rows, strict=True))
-        module.head = fit_logistic(features, labels)
+            there = [b.to(setting.device) for b in loader]
+            rows = [(module.embed(b.input_ids, b.attention_mask), b.labels) for b in there]  # type: ignore[operator]
+        features, labels = (torch.cat(column).cpu().clone() for column in zip(*rows, strict=True))
+        module.head = fit_logistic(features, labels).to(setting.device)
     return Adapted(module)
+
+
+def _fitted(setting: Setting, module: nn.Module, lr: float) -> Adapted:
+    training, memory = fit(setting, module, lr)
+    return Adapted(module, training=training, training_memory=memory)
 
 
 def _features(setting: Setting, quantizer: Quantizer) -> Adapted:
     module = copy.deepcopy(_wrapped(setting)).requires_grad_(False)
     _head_of(module).requires_grad_(True)
-    return Adapted(module, None, *fit(setting, module, setting.rates.head))
+    return _fitted(setting, module, setting.rates.head)
 
 
 def _head_of(module: nn.Module) -> nn.Module:
@@ -88,7 +102,7 @@ def _head_of(module: nn.Module) -> nn.Module:
 
 def _full(setting: Setting, quantizer: Quantizer) -> Adapted:
     module = copy.deepcopy(_wrapped(setting)).requires_grad_(True)
-    return Adapted(module, None, *fit(setting, module, setting.rates.full))
+    return _fitted(setting, module, setting.rates.full)
 
 
 def _prompt(setting: Setting, quantizer: Quantizer) -> Adapted:
@@ -107,7 +121,7 @@ def _prompt(setting: Setting, quantizer: Quantizer) -> Adapted:
             module = _WithoutPrompt(get_peft_model(module, config), count)  # type: ignore[arg-type]
         else:
             module.backbone = get_peft_model(module.backbone, config)  # type: ignore[arg-type]
-    return Adapted(module, None, *fit(setting, module, setting.rates.prompt))
+    return _fitted(setting, module, setting.rates.prompt)
 
 
 class _WithoutPrompt(nn.Module):
@@ -161,28 +175,55 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _lora(setting: Setting, quantizer: Quantizer) -> Adapted:
     module, extra = _with_baseline(_wrapped(setting), setting)
-    return Adapted(module, None, extra["training"], extra["training_memory"], kin=True)
+    return Adapted(module, training=extra["training"], training_memory=extra["training_memory"], kin=True)
+
+
+def decoded_model(quantized: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of `quantized` with plain linear layers in place of the quantized ones, and their weights [n, k] by name.
+
+    Each layer is decoded once. All else shares memory with `quantized`.
+    """
+    plain = share(quantized)
+    decoded: dict[str, Tensor] = {}
+    new: dict[str, nn.Module] = {}
+    for name, layer in plain.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            decoded[name] = layer.weight_qt.decode()
+            dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            dense.weight = nn.Parameter(decoded[name], requires_grad=False)
+            dense.register_parameter("bias", layer.bias)
+            new[name] = dense.train(layer.training)
+    return replace_modules(plain, new), decoded
 
 
 def _beneath(setting: Setting, quantizer: Quantizer) -> Adapted:
-    quantized = quantize_model(_wrapped(setting), quantizer, engine=ENGINE)
-    module, _ = _with_baseline(quantized, setting)
-    return Adapted(module, quantized, kin=True)
+    quantized = quantize_model(_wrapped(setting), quantizer)
+    plain, decoded = decoded_model(quantized)
+    module, _ = _with_baseline(plain, setting)
+    packed, _ = _with_baseline(quantized, setting)
+    return Adapted(module, packed, quantized, plain, decoded, kin=True)
 
 
 def _qlora(setting: Setting, quantizer: Quantizer) -> Adapted:
-    quantized = quantize_model(_wrapped(setting), quantizer, engine=ENGINE)
-    module = add_lora(quantized, lora_config(setting))
-    for layer in module.modules():
-        if isinstance(layer, QuantizedLinear):
-            for name in layer.trainable:
-                layer.stored()[name].requires_grad_(True)
-    return Adapted(module, None, *fit(setting, module, setting.rates.lora), kin=True)
+    packed = add_lora(quantize_model(_wrapped(setting), quantizer), lora_config(setting))
+    for layer in _quantized_layers(packed):
+        for name in layer.trainable:
+            layer.stored()[name].requires_grad_(True)
+    module = share(packed)
+    for layer in _quantized_layers(module):
+        layer.engine = "dense"
+    training, memory = fit(setting, module, setting.rates.lora, measured=packed)
+    return Adapted(module, packed, training=training, training_memory=memory, kin=True)
+
+
+def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
+    return [m for m in module.modules() if isinstance(m, QuantizedLinear)]
 
 
 def _merge(setting: Setting, quantizer: Quantizer) -> Adapted:
     module, _ = _with_baseline(_wrapped(setting), setting)
-    return Adapted(quantize_model(merge_lora(module), quantizer, engine=ENGINE), kin=True)
+    packed = quantize_model(merge_lora(module), quantizer)
+    return Adapted(decoded_model(packed)[0], packed, kin=True)
 
 
 ADAPT: dict[str, Callable[[Setting, Quantizer], Adapted]] = {

@@ -7,7 +7,7 @@ cache folder, so that cells of any process pair with the very same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,16 @@ SOURCES = (
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One model, one task, one seed, one protocol."""
+    """One model, one task, one seed, one protocol; all runs on the device that the model is on."""
 
     model: Model
     task: Task
     protocol: Protocol
     seed: int
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.module.parameters()).device
 
     @property
     def rates(self) -> Rates:
@@ -69,7 +73,7 @@ class Setting:
             "protocol": settings,
             "seed": self.seed,
             "threads": torch.get_num_threads(),
-            "processor": torch.backends.cpu.get_cpu_capability(),
+            "processor": _processor(self.device),
             "versions": [torch.__version__, transformers.__version__, safetensors.__version__],
             "sources": _sources(),
         }
@@ -80,38 +84,53 @@ def _sources() -> str:
     return digest_of(p for pattern in SOURCES for p in ROOT.glob(pattern))
 
 
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda {torch.version.cuda}, {torch.cuda.get_device_name(device)}"
+    return torch.backends.cpu.get_cpu_capability()
+
+
 @lru_cache(maxsize=1)
-def _model(spec: str) -> Model:
-    return load(spec)
+def _model(spec: str, device: str) -> Model:
+    loaded = load(spec)
+    return replace(loaded, module=loaded.module.to(device))
 
 
 @lru_cache(maxsize=4)
-def setting_of(model: str, task: str, protocol: Protocol, seed: int) -> Setting:
-    """The setting of these names; the model of the last one stays loaded. Raises ValueError when they do not fit."""
+def setting_of(model: str, task: str, protocol: Protocol, seed: int, device: str = "cpu") -> Setting:
+    """The setting of these names, its model on `device`; the model of the last one stays loaded.
+
+    Raises ValueError when model and task do not fit.
+    """
     found = find(task)
-    loaded = _model(model)
+    loaded = _model(model, device)
     found.check(loaded)
     return Setting(loaded, found, protocol, seed)
 
 
-def fit(setting: Setting, module: nn.Module, lr: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def fit(
+    setting: Setting, module: nn.Module, lr: float, measured: nn.Module | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train `module` in place on the task; the record's `training` and `training_memory` groups.
 
-    The memory is that of one step on the largest batch of a pass, measured before the training.
+    The memory is that of one step of `measured` (default: `module`) on the largest batch of a pass, before the
+    training. `measured` may share parameters with `module`: they are put back.
     """
+    measured = module if measured is None else measured
     task, p = setting.task, setting.protocol
     schedule = Schedule(setting.schedule_steps, lr, p.weight_decay, p.warmup)
-    parameters = [q for q in module.parameters() if q.requires_grad]
-    largest = max(task.batches(setting.model, p, setting.seed), key=lambda b: b.input_ids.numel())
-    module.train()
+    parameters = [q for q in measured.parameters() if q.requires_grad]
+    largest = max(task.batches(setting.model, p, setting.seed), key=lambda b: b.input_ids.numel()).to(setting.device)
+    measured.train()
     memory = train_step_memory(
-        module,
-        lambda: task.loss(module, largest),
+        measured,
+        lambda: task.loss(measured, largest),
         parameters,
         make_optimizer=lambda ps: optimizer_of(ps, schedule),
     )
     memory |= {"batch": largest.input_ids.shape[0], "tokens": largest.input_ids.numel()}
     trained = train(module, task.loss, task.batches(setting.model, p, setting.seed), schedule, setting.seed)
+    measured.eval()
     module.eval()
     return trained.record(), memory
 

@@ -11,6 +11,7 @@ The model, the baseline's adapter and its outputs stay in the process for the ce
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,15 +26,16 @@ from bench.speed_cell import speed_cell
 from bench.tasks import Outputs
 from bench.tasks.classification import Classification
 from quant import METHODS, Quantizer
-from quant.linear import QuantizedLinear, linears
+from quant.linear import QuantizedLinear
+from quant.modules import linears
 
 __all__ = ["execute"]
 
 Record = dict[str, Any]
 
 
-def execute(cell: Cell, protocol: Protocol) -> Record:
-    """The groups of the record of `cell` under `protocol`: see `bench.schema`.
+def execute(cell: Cell, protocol: Protocol, device: str = "cpu") -> Record:
+    """The groups of the record of `cell` under `protocol`, run on `device` ("cpu", "cuda"): see `bench.schema`.
 
     Raises ValueError for unknown names and a task of the other kind, UnsupportedError when the method cannot store a
     weight or the model lacks what the order trains, ArithmeticError when a loss or an output is not finite.
@@ -41,7 +43,7 @@ def execute(cell: Cell, protocol: Protocol) -> Record:
     if cell.method not in METHODS:
         raise ValueError(f"unknown method {cell.method!r}; known: {', '.join(METHODS)}")
     quantizer = METHODS[cell.method]
-    setting = setting_of(cell.model, cell.task, protocol, cell.seed)
+    setting = setting_of(cell.model, cell.task, protocol, cell.seed, device)
     head = {"family": quantizer.family, "settings": quantizer.settings(), "label": cell.method}
     if cell.order == "speed":
         return head | speed_cell(setting, quantizer)
@@ -51,10 +53,10 @@ def execute(cell: Cell, protocol: Protocol) -> Record:
 def _judged(order: str, setting: Setting, quantizer: Quantizer) -> Record:
     adapted = adapt(order, setting, quantizer)
     out: Record = {"accuracy": _accuracy(setting, adapted)}
-    if order == "beneath" and adapted.quantized is not None:
-        out["weights"] = _weights(setting, adapted.quantized)
+    if adapted.quantized is not None:
+        out["weights"] = _weights(setting, adapted.quantized, adapted.decoded)
     whole = order == "beneath"
-    out["memory"] = static_memory(adapted.module, save=whole, entropy=whole)
+    out["memory"] = static_memory(adapted.packed or adapted.module, save=whole, entropy=whole)
     if adapted.training is not None:
         out["training"] = adapted.training
         out["training_memory"] = adapted.training_memory
@@ -65,8 +67,8 @@ def _accuracy(setting: Setting, adapted: Adapted) -> Record:
     base = baseline_outputs(setting, lambda: _baseline(setting))
     task, model, p = setting.task, setting.model, setting.protocol
     outputs: dict[str, Tensor] = dict(task.outputs(adapted.module, model, p, base if adapted.kin else None))
-    if adapted.quantized is not None and _judges_embeddings(setting):
-        outputs["embeddings"] = task.embeddings(adapted.quantized, model, p)  # type: ignore[attr-defined]
+    if adapted.plain is not None and _judges_embeddings(setting):
+        outputs["embeddings"] = task.embeddings(adapted.plain, model, p)  # type: ignore[attr-defined]
     return task.figures(outputs, base, p, adapted.kin)
 
 
@@ -84,7 +86,8 @@ def _judges_embeddings(setting: Setting) -> bool:
     return isinstance(setting.task, Classification) and setting.task.cosine
 
 
-def _weights(setting: Setting, quantized: nn.Module) -> Record:
+def _weights(setting: Setting, quantized: nn.Module, decoded: Mapping[str, Tensor] | None) -> Record:
     original = linears(setting.task.wrap(setting.model, setting.seed))
     layers = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantizedLinear)}
-    return weight_errors((name, original[name].weight.detach(), m.weight_qt) for name, m in layers.items())
+    pairs = ((name, original[name].weight.detach(), m.weight_qt) for name, m in layers.items())
+    return weight_errors(pairs, decoded=decoded)

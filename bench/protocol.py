@@ -32,7 +32,7 @@ class Protocol:
     targets: tuple[str, ...] | str = "all"
 
     # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero
-    lora_lr: float = 2e-3
+    lora_lr: float = 4e-3
     full_lr: float = 2e-4
     head_lr: float = 1e-2
     prompt_lr: float = 3e-2
@@ -45,24 +45,24 @@ class Protocol:
     virtual_tokens: int = 8
 
     # classification
-    batch: int = 32
-    sentence_train: int = 2000
-    sentence_test: int = 500
+    batch: int = 16
+    sentence_train: int = 1000
+    sentence_test: int = 400
     sentence_tokens: int = 48
     sentence_epochs: int = 1
-    document_train: int = 1000
-    document_test: int = 240
+    document_train: int = 512
+    document_test: int = 160
     document_tokens: int = 128
     document_epochs: int = 1
-    cosine_texts: int = 256
+    cosine_texts: int = 200
 
     # language modelling
-    lm_steps: int = 20
+    lm_steps: int = 12
     lm_batch: int = 4
-    lm_tokens: int = 128
-    window: int = 256
-    wiki_tokens: int = 2048
-    review_tokens: int = 1024
+    lm_tokens: int = 96
+    window: int = 128
+    wiki_tokens: int = 1280
+    review_tokens: int = 512
 
     # speed
     speed_batch: int = 1
@@ -114,19 +114,19 @@ QUICK = Protocol(
     lm_full_lr=1e-3,
     batch=16,
     sentence_train=64,
-    sentence_test=48,
+    sentence_test=32,
     document_train=32,
     document_test=32,
     document_tokens=64,
-    cosine_texts=48,
+    cosine_texts=32,
     virtual_tokens=4,
     lm_steps=6,
     lm_tokens=64,
-    window=128,
-    wiki_tokens=1024,
-    review_tokens=1024,
+    window=64,
+    wiki_tokens=512,
+    review_tokens=512,
     prefill_tokens=32,
     train_tokens=32,
     speed_rounds=5,
-    speed_seconds=0.3,
+    speed_seconds=0.2,
 )

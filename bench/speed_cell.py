@@ -21,8 +21,9 @@ from bench.measure.speed import speed_group, time_quantize
 from bench.measure.training import train_step_memory
 from bench.train import Schedule, optimizer_of
 from quant import Quantizer
-from quant.linear import linears, quantize_model
+from quant.linear import quantize_model
 from quant.lora import add_lora
+from quant.modules import linears
 
 __all__ = ["speed_cell"]
 
@@ -64,7 +65,7 @@ def _ids(setting: Setting, rows: int, tokens: int) -> Batch:
     if len(ids) < rows * tokens:
         raise ValueError(f"{setting.task.name!r} has {len(ids)} tokens of text, {rows} x {tokens} are wanted")
     found = torch.tensor(ids[: rows * tokens]).view(rows, tokens)
-    return Batch(found, torch.ones_like(found), torch.arange(rows) % 2)
+    return Batch(found, torch.ones_like(found), torch.arange(rows) % 2).to(setting.device)
 
 
 def _first(setting: Setting) -> Batch:

@@ -77,6 +77,7 @@ def train(
     finite and ValueError when there is nothing to train.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    device = trained[0].device if trained else torch.device("cpu")
     if not trained:
         raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
     optimizer = optimizer_of(trained, schedule)
@@ -86,10 +87,10 @@ def train(
     begin = time.perf_counter()
     was_training = model.training
     model.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in islice(_endless(batches), schedule.steps):
-            loss = loss_of(model, batch)
+            loss = loss_of(model, batch.to(device))
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise ArithmeticError(f"the loss of training step {len(losses)} is {losses[-1]}")
@@ -99,6 +100,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             rate.step()
             tokens += batch.n_tokens
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     model.train(was_training)
     return Trained(tuple(losses), tokens, time.perf_counter() - begin, sum(p.numel() for p in trained))
 

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from quant.linear import QuantizedLinear
+
 __all__ = ["CATEGORIES", "MemoryTracker", "tensors_in"]
 
 CATEGORIES = ("weights", "adapter", "gradients", "optimizer", "activations")
@@ -37,13 +39,14 @@ NEVER = 1 << 62
 class _Life:
     """A storage from its birth to its death, in ticks (one an event), with its category once that is known."""
 
-    __slots__ = ("born", "category", "died", "nbytes")
+    __slots__ = ("born", "category", "derived", "died", "nbytes")
 
     def __init__(self, nbytes: int, born: int, category: str = "activations") -> None:
         self.nbytes = nbytes
         self.born = born
         self.died = NEVER
         self.category = category
+        self.derived = False
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,6 +84,15 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if life is not None and life.category == "activations":
                 life.category = "weights"
 
+    def watch_caches(self, model: nn.Module) -> None:
+        """Mark what quantized layers hold beside the parameters and buffers of `model`; it stays a part of weights."""
+        own = {id(t.untyped_storage()) for t in (*model.parameters(), *model.buffers())}
+        for layer in (m for m in model.modules() if isinstance(m, QuantizedLinear)):
+            for tensor in tensors_in(layer):
+                life = self._see(tensor)
+                if life is not None and id(tensor.untyped_storage()) not in own:
+                    life.derived = True
+
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Count `optimizer`'s state, present and future."""
 
@@ -106,6 +118,11 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def peak(self) -> dict[str, int]:
         """Bytes by category at the moment of the highest total; they sum to `peak_bytes`."""
         return self._bytes_at(self._peak_tick)
+
+    def cache_bytes(self) -> int:
+        """Bytes of marked caches at the moment of the highest total."""
+        lives = (life for life in self._lives if life.derived and life.category == "weights")
+        return sum(life.nbytes for life in lives if life.born <= self._peak_tick < life.died)
 
     def close(self) -> None:
         """Remove the hooks and stop following storages; what was counted stays."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure.tracker import CATEGORIES, MemoryTracker, tensors_in
+from quant.engines.decode import drop_workspace
 
 __all__ = ["peak_rss", "reset_peak_rss", "train_step_memory"]
 
@@ -33,6 +34,8 @@ def train_step_memory(
 
     `loss_fn()` is the forward pass to a scalar loss; `parameters` are trained. Bytes are those of tensors on the
     parameters' device; `off_device_bytes` are the model's tensors elsewhere (offloaded; on "meta" there are none).
+    `cache_bytes`, a part of `weights_bytes`, is what the engines of quantized layers keep beside the stored tensors:
+    repacked codes, look-up tables, dense copies.
     On CUDA `cuda_peak_bytes` is the allocator's own figure for the same step, which adds its rounding and the
     workspaces of kernels. `peak_rss_bytes` is the whole process, interpreter and libraries included, on Linux.
     """
@@ -44,6 +47,7 @@ def train_step_memory(
         raise ValueError(f"the trained parameters must be on one real device, got {sorted(map(str, devices))}")
     device = trained[0].device
     before = [p.detach().clone() for p in trained]
+    drop_workspace()
     tracker = MemoryTracker(device.type)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -51,6 +55,7 @@ def train_step_memory(
             _step(loss_fn, optimizer)
             _clear_gradients(model, trained)
             tracker.watch_model(model, trained)
+            tracker.watch_caches(model)
             tracker.watch_optimizer(optimizer)
             gc.collect()
             reason = reset_peak_rss()
@@ -58,6 +63,7 @@ def train_step_memory(
             with tracker:
                 _step(loss_fn, optimizer)
                 tracker.watch_tensors(model)
+                tracker.watch_caches(model)
             rss, rss_reason = (None, reason) if reason else peak_rss()
             cuda_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         finally:
@@ -69,6 +75,7 @@ def train_step_memory(
     out: dict[str, Any] = {"peak_bytes": tracker.peak_bytes}
     out |= {f"{category}_bytes": n for category, n in tracker.peak().items()}
     assert sum(out[f"{c}_bytes"] for c in CATEGORIES) == tracker.peak_bytes
+    out["cache_bytes"] = tracker.cache_bytes()
     out |= {"steps": STEPS, "device": str(device), "off_device_bytes": _off_device(model, device)}
     out["peak_rss_bytes"] = rss
     if rss_reason:

@@ -75,7 +75,10 @@ class Task(ABC):
     def outputs(
         self, module: nn.Module, model: Model, protocol: Protocol, baseline: Outputs | None, keep: bool = False
     ) -> Outputs:
-        """What `module` says of the held-out texts; with `keep`, also what others need to be compared with it."""
+        """What `module`, on the device of `model`, says of the held-out texts, as tensors on the CPU.
+
+        With `keep`, also what others need to be compared with it.
+        """
 
     @abstractmethod
     def figures(self, outputs: Outputs, baseline: Outputs | None, protocol: Protocol, kin: bool) -> dict[str, Any]:
@@ -104,6 +107,11 @@ def fingerprint_of(name: str) -> str:
     """sha256 (hex) of all texts that the task `name` reads."""
     parts = find(name).fingerprints()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def device_of(model: Model) -> torch.device:
+    """Where the weights of `model` are."""
+    return next(model.module.parameters()).device
 
 
 def quiet(module: nn.Module) -> torch.inference_mode:

@@ -17,7 +17,7 @@ from bench.data import CORPORA, Batch, Texts, evenly
 from bench.metrics import LABEL_METRICS, cosine_distance
 from bench.models import Kind, Model
 from bench.protocol import Protocol
-from bench.tasks.base import Outputs, Rates, Task, quiet, register
+from bench.tasks.base import Outputs, Rates, Task, device_of, quiet, register
 from bench.tasks.heads import Classifier
 
 __all__ = ["Classification"]
@@ -82,18 +82,21 @@ class Classification(Task):
     ) -> Outputs:
         texts = self.test_texts(model, protocol)
         loader, order = texts.by_length(protocol.batch)
+        device = device_of(model)
         with quiet(module):
-            logits = torch.cat([module(b.input_ids, b.attention_mask) for b in loader])
+            logits = torch.cat([module(b.input_ids, b.attention_mask) for b in (b.to(device) for b in loader)]).cpu()
         labels = torch.tensor([label for _, label in texts.rows])
         return {"logits": _placed(logits, order), "labels": labels}
 
     def embeddings(self, module: Classifier, model: Model, protocol: Protocol) -> Tensor:
-        """Pooled states of the first `cosine_texts` held-out texts at even spacing, [c, k]."""
+        """Pooled states of `cosine_texts` held-out texts at even spacing, [c, k] on the CPU."""
         texts = self.test_texts(model, protocol)
         texts.rows = list(evenly(texts.rows, protocol.cosine_texts))
         loader, order = texts.by_length(protocol.batch)
+        device = device_of(model)
         with quiet(module):
-            return _placed(torch.cat([module.embed(b.input_ids, b.attention_mask) for b in loader]), order)
+            rows = [module.embed(b.input_ids, b.attention_mask) for b in (b.to(device) for b in loader)]
+        return _placed(torch.cat(rows).cpu(), order)
 
     def figures(self, outputs: Outputs, baseline: Outputs | None, protocol: Protocol, kin: bool) -> dict[str, Any]:
         sizes = self.sizes(protocol)

@@ -23,7 +23,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Linear(hidden, classes)
+            self.head = nn.Linear(hidden, classes).to(next(backbone.parameters()).device)
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The embedding of every text, [m, k]."""

@@ -19,7 +19,7 @@ from bench.data import CORPORA, Batch, Windows, windows_of
 from bench.metrics import TEXT_METRICS
 from bench.models import Kind, Model
 from bench.protocol import Protocol
-from bench.tasks.base import Outputs, Rates, Task, quiet, register
+from bench.tasks.base import Outputs, Rates, Task, device_of, quiet, register
 
 __all__ = ["Language"]
 
@@ -65,17 +65,19 @@ class Language(Task):
         self, module: nn.Module, model: Model, protocol: Protocol, baseline: Outputs | None, keep: bool = False
     ) -> Outputs:
         out: dict[str, Tensor] = {}
+        device = device_of(model)
         for text, _, _ in self.judged:
             windows = self.windows(model, protocol, text)
             reference = None if baseline is None else baseline.get(f"{text}.log_probs")
             scores: dict[str, list[Tensor]] = {}
             with quiet(module):
                 for i in range(len(windows)):
-                    batch = Windows.collate([windows[i]])
-                    found = _scores(_logits(module, batch)[0], windows[i], None if reference is None else reference[i])
+                    batch = Windows.collate([windows[i]]).to(device)
+                    beside = None if reference is None else reference[i].to(device)
+                    found = _scores(_logits(module, batch)[0], batch.input_ids[0], beside)
                     for name, value in found.items():
                         if keep or name != "log_probs":
-                            scores.setdefault(name, []).append(value)
+                            scores.setdefault(name, []).append(value.cpu())
             out |= {f"{text}.{name}": torch.stack(values) for name, values in scores.items()}
         return out
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from quant.formats import Affine, Codebook
 from quant.grouping import decode_scale, expand
 
-__all__ = ["RowDecoder"]
+__all__ = ["RowDecoder", "drop_workspace"]
 
 TILE = 1 << 20  # weights a tile: 4 MB of float32, within the second- and third-level caches
 PER_FIELD = {1: 8, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 1}  # codes a field, one table for all rows
@@ -35,6 +35,11 @@ def _workspace(name: str, size: int, dtype: torch.dtype) -> Tensor:
         with torch.inference_mode(False):  # one made under inference mode could not be written to outside it
             buffers[name, dtype] = torch.empty(size, dtype=dtype)
     return buffers[name, dtype][:size]
+
+
+def drop_workspace() -> None:
+    """Free this thread's workspace: it grows to the largest tile decoded so far, of any model."""
+    _local.__dict__.pop("buffers", None)
 
 
 @lru_cache

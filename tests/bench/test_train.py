@@ -117,7 +117,7 @@ def test_nothing_to_train_and_nothing_to_train_on_are_errors():
         ("weight_decay", -1.0, "weight_decay must be zero or more"),
         ("warmup", 1.0, "warmup is a share"),
         ("wiki_tokens", 1000, "wiki_tokens must be a multiple of window"),
-        ("cosine_texts", 501, "cosine_texts"),
+        ("cosine_texts", 401, "cosine_texts"),
         ("targets", "q_proj", "targets must be 'all' or a list"),
         ("speed_rounds", 4, "speed_rounds must be at least 5"),
     ],
