@@ -26,9 +26,9 @@ def threads_of(cell: Cell, threads: int) -> int:
 
 
 def count_workers(cells: Iterable[Cell], threads: int, available_bytes: int) -> int:
-    """How many workers share `cells`: one a group, as long as there is a thread and the memory for each; 1 at least."""
-    groups = {_group(cell) for cell in cells if cell.order not in ALONE}
-    return max(1, min(threads, len(groups), available_bytes // WORKER_BYTES))
+    """How many workers share `cells`: as many as there are threads, judged cells and memory for; 1 at least."""
+    judged = sum(cell.order not in ALONE for cell in cells)
+    return max(1, min(threads, judged, available_bytes // WORKER_BYTES))
 
 
 def _group(cell: Cell) -> Group:

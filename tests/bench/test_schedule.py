@@ -114,9 +114,9 @@ def test_every_cell_is_taken_once_and_none_before_a_running_baseline(groups, n_w
 
 @pytest.mark.parametrize(
     ("threads", "available", "expected"),
-    [(1, 64 * GB, 1), (2, 64 * GB, 2), (8, 64 * GB, 3), (2, 6 * GB, 2), (2, 6 * GB - 1, 1), (8, 0, 1)],
+    [(1, 64 * GB, 1), (2, 64 * GB, 2), (8, 64 * GB, 4), (2, 6 * GB, 2), (2, 6 * GB - 1, 1), (8, 0, 1)],
 )
-def test_a_worker_needs_a_group_a_thread_and_memory(threads, available, expected):
+def test_a_worker_needs_a_judged_cell_a_thread_and_memory(threads, available, expected):
     groups = [*cells("a", "x", "y"), *cells("b", "x"), *cells("c", "x"), *cells("d", "x", order="speed")]
     assert count_workers(groups, threads, available) == expected
 
