@@ -7,13 +7,14 @@ does not know the format fails instead of reading codes as weights. Casting the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, from_config
+from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, checked, from_config
 from quant.engines import ENGINES, Prepared, choose
 from quant.engines.choice import check_name
 from quant.modules import DEFAULT_SKIP, linears, replace_modules, share
@@ -218,7 +219,7 @@ def quantize_model(
     chosen = linears(model, skip)
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no linear layer to quantize outside skip={skip}")
-    fitted = quantizer.for_model([layer.weight.detach() for layer in chosen.values()])
+    fitted = _fitted(quantizer, chosen)
     made: dict[int, QuantizedLinear] = {}
     known: dict[int, QuantizedTensor] = {}
     copied = share(model)
@@ -226,7 +227,8 @@ def quantize_model(
     for name, layer in chosen.items():
         if id(layer) not in made:
             if id(layer.weight) not in known:
-                known[id(layer.weight)] = _quantized(name, layer, fitted, (calibration or {}).get(name))
+                with _naming(name):
+                    known[id(layer.weight)] = fitted.quantize(layer.weight.detach(), (calibration or {}).get(name))
             bias = cast("nn.Parameter | None", copied.get_submodule(name).bias)
             made[id(layer)] = QuantizedLinear(
                 known[id(layer.weight)], bias, engine, compute_dtype=compute_dtype, trainable=fitted.trainable
@@ -235,10 +237,22 @@ def quantize_model(
     return replace_modules(copied, new)
 
 
-def _quantized(name: str, layer: nn.Linear, quantizer: Quantizer, calibration: Calibration | None) -> QuantizedTensor:
+def _fitted(quantizer: Quantizer, layers: Mapping[str, nn.Linear]) -> Quantizer:
+    """`quantizer.for_model`; where it refuses a weight, the layer is named."""
     try:
-        return quantizer.quantize(layer.weight.detach(), calibration)
+        return quantizer.for_model([layer.weight.detach() for layer in layers.values()])
+    except (TypeError, ValueError):
+        for name, layer in layers.items():
+            with _naming(name):
+                checked(layer.weight.detach())
+        raise
+
+
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    try:
+        yield
     except UnsupportedError as error:
-        raise UnsupportedError(f"layer {name!r}: {error}") from error
+        raise UnsupportedError(f"layer {layer!r}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"layer {name!r}: {error}") from error
+        raise ValueError(f"layer {layer!r}: {error}") from error

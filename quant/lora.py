@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -164,6 +164,13 @@ class LinearWithLoRA(nn.Module):
         if self._unmerged is not None and not isinstance(self.base, QuantizedLinear):
             self.base.weight = nn.Parameter(self._unmerged, requires_grad=False)
             self._unmerged = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearWithLoRA:
+        """Move and cast the weight that `unmerge` puts back along with the rest."""
+        if self._unmerged is not None:
+            self._unmerged = fn(self._unmerged)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 LoRALinear = LinearWithLoRA

@@ -90,9 +90,15 @@ def _adapter_settings(layer: LinearWithLoRA) -> dict[str, Any]:
     config = layer.lora.config
     if layer.merged:
         raise ValueError("a merged adapter cannot be saved beside its base; unmerge() it, or merge_lora(model) first")
+    quantized = isinstance(layer.lora, QuantizedLoRALayer)
     named = next((n for n, q in METHODS.items() if q == config.quantizer), None)
+    if config.quantizer is not None and named is None and not quantized:
+        raise ValueError(
+            f"the adapter is seen through {config.quantizer}, which has no name to be saved by; "
+            "register(name, quantizer) first"
+        )
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return values | {"quantizer": named, "quantized": isinstance(layer.lora, QuantizedLoRALayer)}
+    return values | {"quantizer": named, "quantized": quantized}
 
 
 def _class_name(model: nn.Module) -> str | None:
@@ -119,11 +125,15 @@ def load_model(folder: str | Path, skeleton: nn.Module | None = None) -> nn.Modu
     settings = read_json(path)
     if settings.get("version") != VERSION:
         raise ValueError(f"{path} has version {settings.get('version')!r}, this reads {VERSION}")
-    tensors = read_tensors(folder, settings["file"]["name"], settings["file"]["sha256"])
-    tensors |= {alias: tensors[first] for alias, first in settings["tied"].items()}
-    model = share(skeleton) if skeleton is not None else _rebuild(folder, settings["model"])
-    layers = {name: _layer(name, saved, tensors) for name, saved in settings["layers"].items()}
-    model = _with_layers(model, layers, settings["adapters"])
+    try:
+        tensors = read_tensors(folder, settings["file"]["name"], settings["file"]["sha256"])
+        tensors |= {alias: tensors[first] for alias, first in settings["tied"].items()}
+        model = share(skeleton) if skeleton is not None else _rebuild(folder, settings["model"])
+        layers = {name: _layer(name, saved, tensors) for name, saved in settings["layers"].items()}
+        model = _with_layers(model, layers, settings["adapters"])
+    except (AttributeError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged or of another model ({what}); save the model again") from error
     _fill(model, tensors, path)
     return model
 

@@ -189,3 +189,11 @@ def test_only_the_backward_pass_needs_the_dense_weight() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         made(x)
     assert kept == []
+
+
+def test_a_model_wide_rule_names_the_layer_of_a_bad_weight() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        model[1].weight[2, 3] = float("nan")
+    with pytest.raises(ValueError, match=r"layer '1': weight is not finite: nan at \[2, 3\]"):
+        quantize_model(model, METHODS["prune-50-global"])

@@ -175,3 +175,13 @@ def test_a_bfloat16_base_gets_float32_factors_and_keeps_its_dtype() -> None:
     out = add_lora(model().bfloat16(), LoRAConfig())
     assert {p.dtype for p in lora_parameters(out)} == {torch.float32}
     assert out(random(2, 64).bfloat16()).dtype == torch.bfloat16
+
+
+def test_unmerging_after_a_cast_gives_the_cast_base() -> None:
+    layer = LinearWithLoRA(nn.Linear(64, 32), LoRAConfig(rank=4))
+    before = layer.base.weight.detach().clone()  # type: ignore[union-attr, operator]
+    layer.merge()
+    layer.half()
+    layer.unmerge()
+    assert torch.equal(layer.base.weight, before.half())  # type: ignore[arg-type]
+    assert layer(random(2, 64).half()).dtype == torch.float16

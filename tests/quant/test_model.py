@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,50 @@ def test_a_merged_adapter_is_not_saved_as_if_it_were_not(tmp_path: Path) -> None
     model[0].merge()
     with pytest.raises(ValueError, match="unmerge"):
         save_model(model, tmp_path)
+
+
+def damaged(settings: dict[str, Any], case: str) -> None:
+    layer, adapter = next(iter(settings["layers"].values())), next(iter(settings["adapters"].values()))
+    if case == "no layers":
+        del settings["layers"]
+    elif case == "no engine":
+        del layer["engine"]
+    elif case == "compute dtype":
+        layer["compute_dtype"] = "decimal"
+    elif case == "bits":
+        layer["config"]["bits"] = "4"
+    elif case == "tied":
+        settings["tied"] = {"a": "b"}
+    elif case == "quantizer":
+        adapter["quantizer"] = "nf5"
+    elif case == "adapter":
+        adapter["colour"] = 1
+    elif case == "layer":
+        settings["adapters"]["nowhere"] = adapter
+
+
+@pytest.mark.parametrize(
+    "case", ["no layers", "no engine", "compute dtype", "bits", "tied", "quantizer", "adapter", "layer"]
+)
+def test_damaged_settings_name_their_file(case: str, tmp_path: Path) -> None:
+    def skeleton() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 4))
+
+    save_model(add_lora(quantize_model(skeleton(), METHODS["nf4-g64"]), LoRAConfig(rank=2)), tmp_path)
+    path = tmp_path / "quantization.json"
+    settings = json.loads(path.read_text())
+    damaged(settings, case)
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"quantization\.json is damaged"):
+        load_model(tmp_path, skeleton())
+
+
+def test_an_adapter_seen_through_a_quantizer_without_a_name_is_not_saved_as_plain(tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=r"register\(name, quantizer\) first"):
+        save_model(add_lora(base, LoRAConfig(rank=2, quantizer=Uniform(3, 7))), tmp_path)
+    model = add_lora(base, LoRAConfig(rank=2, quantizer=METHODS["uniform-int3-g64"], seed=0))
+    torch.nn.init.normal_(model[0].lora.B)  # type: ignore[index, union-attr, arg-type]
+    save_model(model, tmp_path)
+    x = torch.ones(1, 8)
+    assert torch.equal(load_model(tmp_path, base)(x), model(x))
