@@ -95,9 +95,9 @@ class Worker:
         """What becomes readable when there is something to `look` at."""
         return [self._pipe, self._process.sentinel]
 
-    def give(self, cell: Cell, protocol: Any, limit_s: float) -> None:
-        """Have `cell` executed, at once or as soon as the child is ready."""
-        self._asked, self._limit_s = (cell, protocol), limit_s
+    def give(self, cell: Cell, protocol: Any, limit_s: float, device: str = "cpu") -> None:
+        """Have `cell` executed on `device`, at once or as soon as the child is ready."""
+        self._asked, self._limit_s = (cell, protocol, *([] if device == "cpu" else [device])), limit_s
         if self._ready:
             self._send()
 

@@ -106,7 +106,8 @@ class _Crew:
         self.watcher.started(job)
         if number not in self._workers:
             self._workers[number] = Worker(self.executor, threads, self.store.folder / "logs" / "worker.log")
-        self._workers[number].give(job.cell, self.protocol, self.timeout_s)
+        device = job.head.get("provenance", {}).get("device", "cpu")
+        self._workers[number].give(job.cell, self.protocol, self.timeout_s, device)
 
     def _wait(self) -> list[tuple[int, Outcome]]:
         """The workers whose cells have ended by the time that the first thing happens."""

@@ -1,8 +1,8 @@
 """The child process that executes cells, one after another, so that none of them can take the run down.
 
-It says "ready" once its libraries are loaded, then answers every (cell, protocol) on its pipe with an `Outcome`. It
-leads a process group of its own (Ctrl-C on the terminal reaches only the parent, which then kills the group), writes
-what libraries print to a log file, and ends itself when the parent is gone.
+It says "ready" once its libraries are loaded, then answers every (cell, protocol) or (cell, protocol, device) on its
+pipe with an `Outcome`. It leads a process group of its own (Ctrl-C on the terminal reaches only the parent, which then
+kills the group), writes what libraries print to a log file, and ends itself when the parent is gone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from bench.schema import Cell
-
 __all__ = ["Outcome", "resolve", "serve"]
 
-Execute = Callable[[Cell, Any], Mapping[str, Any]]
+Execute = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,10 @@ def serve(pipe: Connection, executor: str, threads: int, log: Path) -> None:
     pipe.send("ready")
     while True:
         try:
-            cell, protocol = pipe.recv()
+            asked = pipe.recv()
         except EOFError:
             return
-        pipe.send(_outcome(execute, cell, protocol))
+        pipe.send(_outcome(execute, asked))
 
 
 def _set_threads(threads: int) -> None:
@@ -84,9 +82,9 @@ def _die_with_parent() -> None:
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def _outcome(execute: Execute, cell: Cell, protocol: Any) -> Outcome:
+def _outcome(execute: Execute, asked: tuple[Any, ...]) -> Outcome:
     try:
-        groups = execute(cell, protocol)
+        groups = execute(*asked)
         if path := _not_finite(groups):
             return Outcome("failed", f"{path} is not a finite number")
         return Outcome("ok", None, json.loads(json.dumps(groups, allow_nan=False)))
