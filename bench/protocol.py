@@ -47,22 +47,22 @@ class Protocol:
     # classification
     batch: int = 16
     sentence_train: int = 1000
-    sentence_test: int = 400
+    sentence_test: int = 256
     sentence_tokens: int = 48
     sentence_epochs: int = 1
-    document_train: int = 512
-    document_test: int = 160
+    document_train: int = 1024
+    document_test: int = 128
     document_tokens: int = 128
     document_epochs: int = 1
-    cosine_texts: int = 200
+    cosine_texts: int = 96
 
     # language modelling
-    lm_steps: int = 12
+    lm_steps: int = 10
     lm_batch: int = 4
     lm_tokens: int = 96
     window: int = 128
-    wiki_tokens: int = 1280
-    review_tokens: int = 512
+    wiki_tokens: int = 768
+    review_tokens: int = 768
 
     # speed
     speed_batch: int = 1
@@ -70,7 +70,7 @@ class Protocol:
     train_batch: int = 2
     train_tokens: int = 64
     speed_rounds: int = 10
-    speed_seconds: float = 3.0
+    speed_seconds: float = 2.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
