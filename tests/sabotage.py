@@ -59,14 +59,14 @@ def copy_project(target: Path) -> Path:
 
 
 def red(root: Path, tests: str) -> tuple[bool, str]:
-    """Whether the tests fail in `root`, and pytest's last line. Import errors and failures both count as red."""
+    """Whether the tests fail in `root`, and the test that did. Import errors and failures both count as red."""
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", *tests.split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-rfE", *tests.split()]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=600)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    lines = done.stdout.splitlines()
     if done.returncode not in (0, 1, 2):
         raise SystemExit(f"error: pytest {tests}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode != 0, lines[-1] if lines else ""
+    return done.returncode != 0, next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
 
 
 def try_defect(defect: Defect) -> tuple[Defect, bool, str, float]:

@@ -7,7 +7,8 @@ import torch
 
 from quant.core import METHODS
 from quant.kmeans1d import cost, kmeans1d
-from quant.methods.kmeans import KMeans
+from quant.methods.kmeans import KMeans, optimal_levels
+from quant.nearest import nearest
 
 RNG = np.random.default_rng
 
@@ -77,6 +78,18 @@ def test_group_scale_minimises_the_error_of_the_weights():
     plain = (KMeans(4).quantize(w).decode() - w).square().sum(1) / w.square().sum(1)
     scaled = (KMeans(4, 0, 64, "float16").quantize(w).decode() - w).square().sum(1) / w.square().sum(1)
     assert scaled.mean() < 0.05 * plain.mean()
+
+
+def test_levels_under_a_group_scale_weigh_each_group_by_its_scale_squared():
+    w = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
+    w[32:] = w[32:] ** 3 * 30  # the large groups have another shape than the small ones
+    stored = KMeans(3, 0, 64, "float16").quantize(w)
+    step = stored.scale.float().repeat_interleave(64, 1)
+    error = float((stored.decode() - w).square().sum())
+    for importance in (None, step, step**-2, step**4):
+        other = optimal_levels(w / step, 8, 0, importance)[0].half().float()
+        decoded = other[nearest(w / step, other).int()] * step
+        assert error < 0.999 * float((decoded - w).square().sum())
 
 
 def test_more_rows_a_table_cost_more_error_and_fewer_bytes():
