@@ -63,3 +63,12 @@ def test_readme_tables_are_those_of_the_committed_records():
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_console_command_is_the_module():
+    import tomllib
+
+    import bench.__main__ as module
+
+    scripts = tomllib.loads(text("pyproject.toml"))["project"]["scripts"]
+    assert scripts == {"bench": f"{module.main.__module__}:{module.main.__name__}"}
