@@ -77,7 +77,10 @@ def _untouched(setting: Setting, quantizer: Quantizer) -> Adapted:
             rows = [(module.embed(b.input_ids, b.attention_mask), b.labels) for b in there]  # type: ignore[operator]
         features, labels = (torch.cat(column).cpu().clone() for column in zip(*rows, strict=True))
         module.head = fit_logistic(features, labels).to(setting.device)
-    return Adapted(module)
+    frozen = share(module).requires_grad_(False)
+    if isinstance(task, Classification):
+        _head_of(frozen).requires_grad_(True)
+    return Adapted(frozen)
 
 
 def _fitted(setting: Setting, module: nn.Module, lr: float) -> Adapted:

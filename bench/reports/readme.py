@@ -42,8 +42,11 @@ def load(folder: Path) -> list[Record]:
 def compact(made: Table) -> Table:
     """The important columns, and of each family and whole number of bits the first row: the best in a ranked table."""
     rows = made.rows
+    ranked = {row.get("model") for row in rows if row.get("rank")}
     kept, seen = [], set()
     for i, row in enumerate(rows):
+        if row.get("model") in ranked and not row.get("rank"):
+            continue  # a task of this model that nothing ranks: the full tables have it
         size = row.get("bits_per_weight")
         group = (row.get("model"), row.get("task"), row.get("family"), None if size is None else int(size + 0.5))
         if group not in seen:

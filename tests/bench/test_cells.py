@@ -149,3 +149,10 @@ def test_a_damaged_entry_is_made_again():
     path.write_bytes(path.read_bytes()[:-1])
     assert cached("test", {"x": 1}, make)[1] == {"n": 2}
     assert cached("test", {"x": 2}, make)[1] == {"n": 3}
+
+
+@pytest.mark.parametrize(("pair", "trained"), [(("tiny-causal", "alice"), 0), (("tiny-encoder", "alice-labels"), None)])
+def test_an_untouched_model_trains_nothing_but_an_encoders_head(pair, trained):
+    found = run(pair, "untouched", "fp32")["memory"]["trainable_parameters"]
+    features = run(pair, "features", "fp32")["memory"]["trainable_parameters"]
+    assert found == (features if trained is None else trained)

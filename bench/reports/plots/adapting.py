@@ -80,7 +80,9 @@ def panel(axes: Axes, shown: list[Regime], log: bool) -> None:
 
 def ticks(axis: object) -> None:
     """Plain numbers at 1, 2, 3, 5, 7 of each decade."""
-    axis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))  # type: ignore[attr-defined]
+    low, high = axis.get_view_interval()  # type: ignore[attr-defined]
+    subs = (1, 1.5, 2, 3, 5, 7) if high < 30 * low else (1, 3) if high < 1e4 * low else (1,)
+    axis.set_major_locator(LogLocator(10, subs=subs))  # type: ignore[attr-defined]
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))  # type: ignore[attr-defined]
     axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
 

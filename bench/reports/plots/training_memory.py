@@ -16,6 +16,8 @@ from bench.reports.tables.training_memory import PARTS, trained_rows
 
 MOST = 16  # bars of one model; the table has all
 
+LABELS = {"weights": "frozen weights", "adapter": "trained weights"}
+
 
 def megabytes(row: Row, part: str) -> float:
     return (row.number("training_memory", f"{part}_bytes") or 0.0) / 1e6
@@ -62,7 +64,7 @@ def training_memory(run: Run) -> Plot | None:
         axes.set_title(plot_text(name, 80), loc="left")
     grid[-1][0].set_xlabel("memory at the peak of a training step (MB = 10⁶ bytes)")
     title = "Training memory by what it is for"
-    style.legend(figure, title, [Patch(color=style.PARTS[p], label=p) for p in PARTS], columns=5)
+    style.legend(figure, title, [Patch(color=style.PARTS[p], label=LABELS.get(p, p)) for p in PARTS], columns=5)
     data = pd.DataFrame(
         [
             {"model": r.model, "task": r.task, "regime": r.order, "method": r.method}
