@@ -40,7 +40,7 @@ def test_it_is_listed(project: Path):
 
 
 def test_it_passes_the_contract_tests(project: Path):
-    done = run(project, "pytest", "tests/quant/test_contract.py", "-k", "ternary", "-q")
+    done = run(project, "pytest", "tests/quant/test_contract.py", "-k", "ternary")
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-3000:]
     assert passed, done.stdout[-3000:]
