@@ -45,10 +45,10 @@ setup: $(READY) ## environment, embedded models and data (about 5 minutes, 3 GB;
 doctor: $(READY) ## what this machine can run, and how to fix what it cannot (seconds)
 	@$(PY) -m bench doctor
 
-bench: $(READY) ## the main job: every method on real LoRA-adapted models (under 20 minutes on 2 cores; resumes)
+bench: $(READY) ## the main job: every method on real LoRA-adapted models (about 18 minutes on 2 cores; resumes)
 	$(PY) -m bench run default $(SELECT)
 
-bench-quick: $(READY) ## every family on tiny models, results marked QUICK (under 90 seconds)
+bench-quick: $(READY) ## every family on tiny models, results marked QUICK (about a minute)
 	$(PY) -m bench run quick $(SELECT)
 
 bench-full: $(READY) ## QLoRA for every method, three seeds (many hours on 2 cores; resumes)
@@ -63,7 +63,7 @@ report: $(READY) ## tables and plots again from the records of OUT (seconds)
 readme: $(READY) ## the README's tables and figures from the committed records
 	$(PY) -m bench.reports readme results/cpu-2-cores README.md
 
-test: $(READY) ## all tests (about 10 minutes on 2 cores)
+test: $(READY) ## all tests (about 7 minutes on 2 cores)
 	$(PY) -m pytest $(ARGS)
 
 lint: $(READY) ## style, types, import direction (1 minute)
