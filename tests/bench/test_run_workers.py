@@ -104,8 +104,12 @@ def test_each_phase_has_its_number_of_threads(tmp_path, threads):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_marks_every_running_cell(tmp_path, number):
     cells = names("m", *(f"m{i}" for i in range(9))) + names("n", *(f"n{i}" for i in range(9)))
-    process = start(tmp_path, 0.3, cells, threads=2)
-    wait_for_records(tmp_path, 3)
+    process = start(tmp_path, 1.0, cells, threads=2)
+    for n in range(1, 10):  # until both workers have finished a cell, however slowly one of them starts
+        wait_for_records(tmp_path, n)
+        if {method[0] for method in fates(tmp_path)} == {"m", "n"}:
+            break
+    time.sleep(0.3)  # into the cells that follow
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
