@@ -18,7 +18,9 @@ A *cell* is one (model, task, order, method, seed). Its *record* is one JSON lin
     training_memory peak_bytes = weights_bytes + adapter_bytes + gradients_bytes + optimizer_bytes + activations_bytes,
                     cache_bytes (of weights_bytes, what engines derive and keep), peak_rss_bytes, steps, batch, tokens
     speed           device, threads, implementation{path: layers}, quantize_s, forward_b1_s, forward_b1_ratio,
-                    prefill_s, prefill_ratio, prefill_tokens_per_s, train_step_s, train_step_ratio: all stats
+                    prefill_s, prefill_ratio, prefill_tokens_per_s, train_step_s, train_step_ratio: all stats;
+                    {forward_b1, prefill}_bf16_{s, ratio, ratio_bf16}: with bfloat16 activations, the ratios to the
+                    model in fp32 and to the model in bfloat16, and implementation_bf16
     accuracy        {metric: stat + {"protocol", "higher_is_better"}}; metrics in METRICS
     weights         relative_error, sqnr_db, gap_db, layers{name: {relative_error, sqnr_db}},
                     histogram{layer, edges, weight_density, error_edges, error_density, levels}

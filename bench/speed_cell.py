@@ -2,11 +2,13 @@
 
 The forward pass at batch 1 is of one real sentence (an encoder) or one token (a causal model, as in generating); the
 prefill is one text of `prefill_tokens`; a training step is forward, backward and AdamW on the adapter for
-`train_batch` texts of `train_tokens`. Layers take the fastest exact engine.
+`train_batch` texts of `train_tokens`. Layers take the fastest exact engine. The forward passes are also run with both
+models in bfloat16, which is where the packed products of this machine's CPU compute.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +46,7 @@ def speed_cell(setting: Setting, quantizer: Quantizer) -> dict[str, Any]:
         inputs_b1=_inputs(_first(setting)),
         inputs_prefill=_inputs(_ids(setting, 1, p.prefill_tokens)),
         train_step=_stepper(setting, batch),
+        halves=(_in_bf16(baseline), _in_bf16(model)),
         rounds=p.speed_rounds,
         quantize_seconds=seconds,
         seconds=p.speed_seconds,
@@ -55,6 +58,11 @@ def speed_cell(setting: Setting, quantizer: Quantizer) -> dict[str, Any]:
     )
     memory |= {"batch": p.train_batch, "tokens": batch.n_tokens}
     return {"speed": group, "training_memory": memory, "memory": static_memory(model.eval(), save=False, entropy=False)}
+
+
+def _in_bf16(model: nn.Module) -> nn.Module:
+    """A copy whose unquantized tensors and activations are bfloat16; what is quantized stays as it is stored."""
+    return copy.deepcopy(model).bfloat16()
 
 
 def _ids(setting: Setting, rows: int, tokens: int) -> Batch:

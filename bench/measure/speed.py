@@ -2,6 +2,8 @@
 
 Baseline and model take turns on the same inputs, in alternating order, so that what disturbs the machine disturbs
 both; a ratio is the median of the pairs' ratios. Ratios are baseline time / model time: above 1 the model is faster.
+With a pair of models that compute in bfloat16, the forward passes are run a second time as `forward_b1_bf16` and
+`prefill_bf16`: the fp32 baseline, the baseline in bfloat16 and the model in bfloat16 in turn.
 In the rounds of the batch-1 forward pass the baseline runs a second time: its ratio to itself (`noise`) is what this
 machine makes of no difference at all, and a ratio whose interval meets that one is `within_noise`.
 """
@@ -26,7 +28,7 @@ __all__ = ["implementation", "speed_group", "time_quantize"]
 
 FEWEST_FORWARD, FEWEST_STEPS = 5, 3
 NOISY = 0.1  # half-width of the baseline's ratio to itself
-SHARES = {"forward_b1": 0.25, "prefill": 0.35, "train_step": 0.4}  # of the seconds
+SHARES = {"forward_b1": 0.2, "prefill": 0.2, "train_step": 0.3, "forward_b1_bf16": 0.15, "prefill_bf16": 0.15}
 DIRECTION = "baseline time / this model's time: above 1 is faster than the baseline"
 
 Inputs = Tensor | Mapping[str, Any] | Sequence[Any]
@@ -39,6 +41,7 @@ def speed_group(
     inputs_b1: Inputs,
     inputs_prefill: Inputs,
     train_step: Callable[[nn.Module], None] | None = None,
+    halves: tuple[nn.Module, nn.Module] | None = None,
     rounds: int = 30,
     threads: int | None = None,
     quantize_seconds: Sequence[float] = (),
@@ -47,9 +50,9 @@ def speed_group(
     """The record's `speed` group.
 
     Inputs are a tensor, a tuple of arguments or a mapping of keywords. `train_step(m)` runs one step on the model it
-    is given, either one. At most `rounds` rounds are run, and no more than fit in `seconds`, but at least
-    `FEWEST_FORWARD` of a forward pass and `FEWEST_STEPS` of a training step. Forward passes run in eval mode without
-    gradients. Both models' modes and torch's thread count are put back.
+    is given, either one. `halves` are baseline and model in bfloat16. At most `rounds` rounds are run, and no more
+    than fit in `seconds`, but at least `FEWEST_FORWARD` of a forward pass and `FEWEST_STEPS` of a training step.
+    Forward passes run in eval mode without gradients. The models' modes and torch's thread count are put back.
 
     Raises ValueError while Triton's interpreter is on, whose times mean nothing.
     """
@@ -57,12 +60,13 @@ def speed_group(
     if rounds < FEWEST_FORWARD:
         raise ValueError(f"rounds must be at least {FEWEST_FORWARD}, got {rounds}")
     before = torch.get_num_threads()
-    modes = [(m, m.training) for m in {id(m): m for top in (baseline, model) for m in top.modules()}.values()]
+    tops = (baseline, model, *(halves or ()))
+    modes = [(m, m.training) for m in {id(m): m for top in tops for m in top.modules()}.values()]
     torch.set_num_threads(threads or before)
     clock = Clock(_device(model))
     out: dict[str, Any] = {"device": str(clock.device), "threads": torch.get_num_threads()}
     try:
-        for m in (baseline, model):
+        for m in tops:
             m.eval()
         first = {"baseline": _forward(baseline, inputs_b1), "model": _forward(model, inputs_b1)}
         first["again"] = first["baseline"]
@@ -70,7 +74,10 @@ def speed_group(
             b1 = interleaved(first, clock, FEWEST_FORWARD, rounds, seconds * SHARES["forward_b1"])
             second = {"baseline": _forward(baseline, inputs_prefill), "model": _forward(model, inputs_prefill)}
             prefill = interleaved(second, clock, FEWEST_FORWARD, rounds, seconds * SHARES["prefill"])
-        out["implementation"] = implementation(model)
+            out["implementation"] = implementation(model)
+            in_bf16 = _in_bf16(baseline, halves, clock, (inputs_b1, inputs_prefill), rounds, seconds)
+        if halves is not None:
+            out["implementation_bf16"] = implementation(halves[1])
         steps = None
         if train_step is not None:
             _restore(modes)
@@ -84,6 +91,10 @@ def speed_group(
     out |= {"quantize_s": stat(quantize_seconds), "ratio_direction": DIRECTION, "noise": noise}
     for name, samples in (("forward_b1", b1), ("prefill", prefill), ("train_step", steps)):
         out |= _figures(name, samples, noise)
+    for name, samples in in_bf16.items():
+        out |= _figures(name, samples, noise)
+        out[f"{name}_ratio_bf16"] = paired_ratio(samples["half"], samples["model"])
+        out[f"{name}_baseline_bf16_s"] = stat(samples["half"])
     out["prefill_tokens"] = tokens
     out["prefill_tokens_per_s"] = stat([tokens / s for s in prefill["model"]])
     return out | _noisy(noise)
@@ -121,6 +132,25 @@ def refuse_interpreter() -> None:
         raise ValueError(
             "TRITON_INTERPRET is set: times of interpreted kernels mean nothing; unset it to measure speed"
         )
+
+
+def _in_bf16(
+    baseline: nn.Module,
+    halves: tuple[nn.Module, nn.Module] | None,
+    clock: Clock,
+    inputs: tuple[Inputs, Inputs],
+    rounds: int,
+    seconds: float,
+) -> dict[str, dict[str, list[float]]]:
+    """Samples of the fp32 baseline, the baseline in bfloat16 ("half") and the model in bfloat16, for each path."""
+    if halves is None:
+        return {}
+    found = {}
+    for name, given in zip(("forward_b1_bf16", "prefill_bf16"), inputs, strict=True):
+        calls = {"baseline": baseline, "half": halves[0], "model": halves[1]}
+        turns = {who: _forward(module, given) for who, module in calls.items()}
+        found[name] = interleaved(turns, clock, FEWEST_FORWARD, rounds, seconds * SHARES[name])
+    return found
 
 
 def _figures(name: str, samples: Mapping[str, list[float]] | None, noise: Mapping[str, Any]) -> dict[str, Any]:

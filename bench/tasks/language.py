@@ -23,6 +23,8 @@ from bench.tasks.base import Outputs, Rates, Task, device_of, quiet, register
 
 __all__ = ["Language"]
 
+AT_ONCE = 3  # windows judged in one forward pass: a larger product is 13 % faster, the logits stay below 100 MB
+
 
 @dataclass(frozen=True)
 class Language(Task):
@@ -71,13 +73,14 @@ class Language(Task):
             reference = None if baseline is None else baseline.get(f"{text}.log_probs")
             scores: dict[str, list[Tensor]] = {}
             with quiet(module):
-                for i in range(len(windows)):
-                    batch = Windows.collate([windows[i]]).to(device)
-                    beside = None if reference is None else reference[i].to(device)
-                    found = _scores(_logits(module, batch)[0], batch.input_ids[0], beside)
-                    for name, value in found.items():
-                        if keep or name != "log_probs":
-                            scores.setdefault(name, []).append(value.cpu())
+                for start in range(0, len(windows), AT_ONCE):
+                    chosen = range(start, min(start + AT_ONCE, len(windows)))
+                    batch = Windows.collate([windows[i] for i in chosen]).to(device)
+                    for i, logits, ids in zip(chosen, _logits(module, batch), batch.input_ids, strict=True):
+                        beside = None if reference is None else reference[i].to(device)
+                        for name, value in _scores(logits, ids, beside).items():
+                            if keep or name != "log_probs":
+                                scores.setdefault(name, []).append(value.cpu())
             out |= {f"{text}.{name}": torch.stack(values) for name, values in scores.items()}
         return out
 

@@ -6,6 +6,7 @@ At density d with 16-bit values that is 1 + 16 d bits a weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class BitMask(QuantizedTensor, format="bitmask"):
 
     def __post_init__(self) -> None:
         check_codes(self.mask, self.shape, 1)
-        kept, given = int(self.kept().sum()), (1, 0) if self.values is None else self.values.shape
+        kept = int(_bytes()[0].to(self.mask.device)[self.mask.int()].sum())
+        given = (1, 0) if self.values is None else self.values.shape
         if given != (1, kept):
             raise ValueError(f"the mask keeps {kept} weights, values are {list(given)} instead of {[1, kept]}")
 
@@ -37,7 +39,26 @@ class BitMask(QuantizedTensor, format="bitmask"):
         return unpack(self.mask, 1, self.shape[1]).bool()
 
     def decode(self) -> Tensor:
-        w = torch.zeros(self.shape, dtype=torch.float32, device=self.mask.device)
-        if self.values is not None:
-            w[self.kept()] = self.values.decode().flatten()
-        return w
+        """Eight weights at a time: a byte of the mask says which of the values after its first one they take."""
+        n, k = self.shape
+        if self.values is None:
+            return torch.zeros(n, k, dtype=torch.float32, device=self.mask.device)
+        values = self.values.decode().flatten()
+        count, place, kept = (table.to(self.mask.device) for table in _bytes())
+        mask = self.mask.flatten().int()
+        counts = count.index_select(0, mask)
+        before = counts.cumsum(0, dtype=torch.int32 if values.numel() < 2**31 - 8 else torch.int64) - counts
+        at = place.index_select(0, mask).view(torch.int8).view(-1, 8) + before[:, None]
+        at &= kept.index_select(0, mask).view(torch.int8).view(-1, 8)  # what is not kept takes entry 0
+        with_zero = torch.cat([values.new_zeros(1), values])
+        return with_zero.index_select(0, at.flatten()).view(n, -1)[:, :k].contiguous()
+
+
+@lru_cache
+def _bytes() -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of the 256 bytes: how many bits are set [256] int32; and, as eight int8 lanes seen as one int64, the
+    rank of each set bit from 1, the first being the highest, and -1 where the bit is set, else 0."""
+    bits = (torch.arange(256)[:, None] >> torch.arange(7, -1, -1)) & 1
+    lanes = (bits.cumsum(1) * bits, -bits)
+    place, kept = (t.to(torch.int8).contiguous().view(torch.int64).flatten() for t in lanes)
+    return bits.sum(1).int(), place, kept

@@ -185,6 +185,13 @@ def speed(bits: float, family: str, rng: random.Random) -> dict[str, Any]:
         "prefill_s": stat(0.2 / ratio, 0.01, 30),
         "prefill_ratio": stat(ratio**0.6, half, 30),
         "prefill_tokens_per_s": stat(3500 * ratio, 100, 30),
+        "implementation_bf16": {"dense cache": 6, "int4 packed": 30},
+        "forward_b1_bf16_s": stat(0.012 / ratio, 0.001, 30),
+        "forward_b1_bf16_ratio": stat(1.6 * ratio, half, 30),
+        "forward_b1_bf16_ratio_bf16": stat(ratio, half, 30),
+        "prefill_bf16_s": stat(0.12 / ratio, 0.01, 30),
+        "prefill_bf16_ratio": stat(1.6 * ratio**0.6, half, 30),
+        "prefill_bf16_ratio_bf16": stat(ratio**0.6, half, 30),
         "train_step_s": stat(0.6, 0.02, 20),
         "train_step_ratio": stat(0.9 + 0.1 * ratio, half, 20),
     }

@@ -74,6 +74,18 @@ def test_ratio_above_one_is_faster_than_the_baseline(virtual):
     assert "above 1 is faster" in out["ratio_direction"]
 
 
+def test_bfloat16_pair_is_held_against_the_model_in_fp32_and_in_bfloat16(virtual):
+    halves = (Costly(lambda i: 4.0), Costly(lambda i: 1.0))
+    out = group(Costly(lambda i: 6.0), Costly(lambda i: 3.0), halves=halves)
+    for name in ("forward_b1_bf16", "prefill_bf16"):
+        assert out[f"{name}_s"]["value"] == 1.0
+        assert out[f"{name}_ratio"]["value"] == 6.0
+        assert out[f"{name}_ratio_bf16"]["value"] == 4.0
+        assert out[f"{name}_baseline_bf16_s"]["value"] == 4.0
+    assert {seen[:2] for half in halves for seen in half.seen} == {(False, False)}  # no training mode, no gradients
+    assert "forward_b1_bf16_s" not in group(Costly(lambda i: 6.0), Costly(lambda i: 3.0))
+
+
 def test_a_machine_that_slows_down_moves_times_but_not_ratios(virtual):
     out = group(Costly(lambda i: 2.0 * (1 + Virtual.now / 50)), Costly(lambda i: 1.0 * (1 + Virtual.now / 50)))
     assert out["prefill_s"]["high"] > 1.3 * out["prefill_s"]["low"]

@@ -22,7 +22,13 @@ from bench.reports.frames import Row, Run
 from bench.reports.plots.registry import Plot, plot
 from bench.reports.tables.speed import PATHS, timed_rows
 
-HEADINGS = {"forward_b1": "forward, batch 1", "prefill": "prefill", "train_step": "training step"}
+HEADINGS = {
+    "forward_b1": "forward, batch 1",
+    "prefill": "prefill",
+    "train_step": "training step",
+    "forward_b1_bf16": "batch 1 in bf16",
+    "prefill_bf16": "prefill in bf16",
+}
 TICKS = (0.03, 0.06, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
 CLOSE_TICKS = (0.5, 0.6, 0.8, 1, 1.25, 1.6, 2)
 

@@ -19,7 +19,7 @@ from bench.reports.stats import Stat, overlap
 from bench.reports.table import Column, Table, put, table
 from bench.schema import METRICS
 
-SPEEDS = ("forward_b1", "prefill", "train_step")
+SPEEDS = ("forward_b1", "prefill", "train_step", "forward_b1_bf16", "prefill_bf16")
 MB = 1e-6
 
 
@@ -105,7 +105,9 @@ def columns(run: Run, kind: str, rows: Sequence[Row]) -> tuple[Column, ...]:
         Column("SQNR (dB)", "sqnr_db", keep=4),
         Column("gap (dB)", "gap_db", keep=2),
         Column("forward b1 (× fp32)", "forward_b1_speedup", neutral=1.0, keep=7),
-        Column("prefill (× fp32)", "prefill_speedup", neutral=1.0, keep=6),
+        Column("prefill (× fp32)", "prefill_speedup", neutral=1.0, keep=4),
+        Column("forward b1 in bf16 (× fp32)", "forward_b1_bf16_speedup", neutral=1.0, keep=6),
+        Column("prefill in bf16 (× fp32)", "prefill_bf16_speedup", neutral=1.0, keep=2),
         Column("train step (× fp32)", "train_step_speedup", neutral=1.0, keep=2),
         Column("peak training (MB)", "training_peak_bytes", scale=MB, keep=3),
     )

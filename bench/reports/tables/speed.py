@@ -11,7 +11,14 @@ from bench.reports.caption import INTERVALS, caption
 from bench.reports.frames import Row, Run, dig
 from bench.reports.table import Column, Table, put, table
 
-PATHS = ("forward_b1", "prefill", "train_step")
+PATHS = ("forward_b1", "prefill", "train_step", "forward_b1_bf16", "prefill_bf16")
+HEADINGS = {
+    "forward_b1": "forward b1",
+    "prefill": "prefill",
+    "train_step": "train step",
+    "forward_b1_bf16": "forward b1 in bf16",
+    "prefill_bf16": "prefill in bf16",
+}
 ORDERS = ("speed", "beneath", "qlora")
 
 
@@ -30,10 +37,12 @@ def fill(row: Row) -> dict[str, Any]:
     for path in PATHS:
         put(out, f"{path}_s", row.stat("speed", f"{path}_s"))
         put(out, f"{path}_speedup", row.speedup(f"{path}_ratio"))
+        put(out, f"{path}_speedup_bf16", row.speedup(f"{path}_ratio_bf16"))
     put(out, "prefill_tokens_per_s", row.stat("speed", "prefill_tokens_per_s"))
     put(out, "quantize_s", row.stat("speed", "quantize_s"))
-    paths = row.table("speed", "implementation")
-    out["implementation"] = ", ".join(f"{name}: {paths[name]}" for name in sorted(paths, key=str))
+    for name in ("implementation", "implementation_bf16"):
+        layers = row.table("speed", name)
+        out[name] = ", ".join(f"{engine}: {layers[engine]}" for engine in sorted(layers, key=str))
     out["device"] = str(dig(row.records[0], "speed", "device") or "")
     return out
 
@@ -45,15 +54,23 @@ def speed(run: Run) -> list[Table]:
     if not rows:
         return []
     frame = pd.DataFrame([fill(r) for r in rows])
-    headings = {"forward_b1": "forward b1", "prefill": "prefill", "train_step": "train step"}
     columns = (
         *((Column("model", "model", text=True, keep=8),) if frame["model"].nunique() > 1 else ()),
         Column("method", "method", text=True, keep=9),
-        *(Column(f"{headings[p]} (× fp32)", f"{p}_speedup", neutral=1.0, keep=8) for p in PATHS),
-        *(Column(f"{headings[p]} (ms)", f"{p}_s", scale=1e3, keep=5) for p in PATHS),
+        *(Column(f"{HEADINGS[p]} (× fp32)", f"{p}_speedup", neutral=1.0, keep=8) for p in PATHS),
+        *(
+            Column(f"{HEADINGS[p]} (× bf16)", f"{p}_speedup_bf16", neutral=1.0, keep=6)
+            for p in PATHS
+            if p.endswith("bf16")
+        ),
+        *(Column(f"{HEADINGS[p]} (ms)", f"{p}_s", scale=1e3, keep=5) for p in PATHS),
         Column("prefill (tokens/s)", "prefill_tokens_per_s", keep=4),
         Column("quantize (s)", "quantize_s", keep=3),
         Column("implementation: layers", "implementation", text=True, keep=2),
+        Column("in bf16", "implementation_bf16", text=True, keep=2),
     )
-    notes = (f"Speed-ups are over the fp32 model of the same run: above 1 is faster. {INTERVALS}.",)
+    notes = (
+        "Speed-ups are over the model in fp32 (× fp32) or in bfloat16 (× bf16) of the same run: above 1 is faster. "
+        f"In bf16: what is not quantized and the activations are bfloat16. {INTERVALS}.",
+    )
     return [Table("speed", "Speed", columns, frame, caption(run, rows), notes)]
