@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["VERSIONED", "command", "commit", "cpu_model", "default_threads", "device_name", "provenance", "versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSIONED = ("torch", "transformers", "triton", "numpy")
+VERSIONED = ("torch", "transformers", "triton", "numpy", "numba")
 
 
 def versions() -> dict[str, str | None]:

@@ -2,47 +2,61 @@
 
 An optimal cluster is a run of consecutive sorted values, so a solution is k - 1 boundaries in the sorted row, and with
 prefix sums N of the weights and S of w * x the cost of a run is a constant minus its gain (S_j - S_i)**2 / (N_j - N_i).
-The total gain is maximised by dynamic programming over boundaries (Wang and Song 2011, Ckmeans.1d.dp, The R Journal
-3(2)), in one of two ways:
+The total gain is maximised by one of three searches:
 
-exact   over every position, by divide and conquer on the monotone optimum, k n log n evaluations. Taken while the
-        batch needs no more than `BUDGET` of them; a 576-value row with 16 clusters takes about 90 thousand.
-near    over some of the positions, see `quant.kmeans_near`. Of more than `MANY` values in a row the middle is first
-        gathered in `BINS` equal bins, each standing for its count and its sum: boundaries then lie between bins.
+compiled  exact, a few sweeps over a row whatever k is, see `quant.kmeans_exact`. It needs numba; without it:
+layers    exact, by dynamic programming over every position (Wang and Song 2011, Ckmeans.1d.dp, The R Journal 3(2)),
+          divide and conquer on the monotone optimum, k n log n evaluations. Taken while the batch needs no more than
+          `BUDGET` of them; a 576-value row with 16 clusters takes about 90 thousand.
+near      over some of the positions, see `quant.kmeans_near`: worst rows cost some percent more than their optimum.
 
-Measured excess over the exact optimum of the near search is stated and held by tests/quant/test_kmeans.py.
+Of more than `MANY` values in a row the middle is first gathered in bins (`quant.kmeans_bins`), and boundaries lie
+between bins. Bounds of the excess over the exact optimum are held by tests/quant/test_kmeans.py.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.kmeans_bins import gathered
 from quant.kmeans_near import TINY, near
 
-__all__ = ["BUDGET", "cost", "kmeans1d"]
+__all__ = ["BUDGET", "SEARCHES", "compiled", "cost", "kmeans1d"]
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
-BUDGET = 1 << 22  # evaluations up to which a batch is solved exactly
-CHUNK = 1 << 18  # values held at a time in the near search, and
-LANES = 64  # so many rows at most: what stays in the second-level cache
+SEARCHES = ("compiled", "layers", "near")
+BUDGET = 1 << 22  # evaluations up to which a batch is solved exactly without numba
+CHUNK = 1 << 18  # values sorted at a time, and
+LANES = 64  # so many rows at most without numba: what stays in the second-level cache
 MANY = 1 << 17  # values in a row that are gathered in bins
-BINS = 1 << 16
+
+
+@lru_cache(maxsize=1)
+def compiled() -> ModuleType | None:
+    """`quant.kmeans_exact`, None where numba cannot be imported; the import takes half a second, so not before use."""
+    try:
+        from quant import kmeans_exact
+    except ImportError:
+        return None
+    return kmeans_exact
 
 
 def kmeans1d(
-    values: Floats, k: int, weights: Floats | None = None, exact: bool | None = None, threads: int = 1
+    values: Floats, k: int, weights: Floats | None = None, search: str | None = None, threads: int = 1
 ) -> Floats:
     """Levels [rows, k], ascending, of each row of `values` [rows, n]; `weights` [rows, n] >= 0 default to one.
 
-    A row with fewer than k distinct values repeats levels. `exact` forces one of the two searches; None lets the
-    size of the batch decide. The result does not depend on `threads`. Raises ValueError for k < 1, for no values, or
-    for weights of another shape.
+    A row with fewer than k distinct values repeats levels. `search` forces one of `SEARCHES`; None takes the compiled
+    one, or without numba lets the size of the batch decide. The result does not depend on `threads`. Raises
+    ValueError for k < 1, for no values, for weights of another shape, or for a search that is not there.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -51,18 +65,38 @@ def kmeans1d(
     if weights is not None and weights.shape != values.shape:
         raise ValueError(f"weights must have the shape {list(values.shape)} of the values, got {list(weights.shape)}")
     rows, n = values.shape
-    if exact is None:
-        exact = rows * k * n * np.log2(2 * n) <= BUDGET
-    step = min(LANES, max(1, CHUNK // n))
+    search = _chosen(search, rows * k * n * np.log2(2 * n))
+    step = max(1, CHUNK // n)
+    if search != "compiled":
+        step = min(step, LANES)
     parts = [slice(r, r + step) for r in range(0, rows, step)]
 
     def solve(part: slice) -> Floats:
-        return _solve(values[part], k, None if weights is None else weights[part], exact)
+        x, w = values[part], None if weights is None else weights[part]
+        if n > MANY and search != "layers":
+            x, w = gathered(x[0], None if w is None else w[0], compiled() if search == "compiled" else None)
+        elif w is None:
+            x = np.sort(x, axis=1).astype(np.float64)
+        else:
+            order = np.argsort(x, axis=1, kind="stable")
+            x, w = (np.take_along_axis(t, order, 1).astype(np.float64) for t in (x, w))
+        return _solved(x, w, k, search)
 
     if threads == 1 or len(parts) == 1:
         return np.concatenate([solve(part) for part in parts])
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(solve, parts)))
+
+
+def _chosen(search: str | None, evaluations: float) -> str:
+    """The search to take, of a batch that needs so many evaluations in layers."""
+    if search is None:
+        return "compiled" if compiled() else "layers" if evaluations <= BUDGET else "near"
+    if search not in SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}")
+    if search == "compiled" and not compiled():
+        raise ValueError("search 'compiled' needs numba, which cannot be imported; install numba or leave search out")
+    return search
 
 
 def cost(values: Floats, levels: Floats, weights: Floats | None = None) -> Floats:
@@ -74,17 +108,12 @@ def cost(values: Floats, levels: Floats, weights: Floats | None = None) -> Float
     return out
 
 
-def _solve(values: Floats, k: int, weights: Floats | None, exact: bool) -> Floats:
-    """`kmeans1d` of one chunk. Inside, positions come first and rows last ([n, rows]): rows are the vector lanes."""
-    if weights is None and not exact and values.shape[1] > MANY:
-        return np.concatenate([_solve_binned(row, k) for row in values])
-    if weights is None:
-        x = np.sort(values, axis=1).T.astype(np.float64, order="C")
-        w = None
-    else:
-        order = np.argsort(values, axis=1, kind="stable")
-        x = np.take_along_axis(values, order, 1).T.astype(np.float64, order="C")
-        w = np.take_along_axis(weights, order, 1).T.astype(np.float64, order="C")
+def _solved(x: Floats, w: Floats | None, k: int, search: str) -> Floats:
+    """Levels [rows, k] of rows `x` [rows, n] sorted, with weights `w`, both float64."""
+    if search == "compiled" and (module := compiled()):
+        levels: Floats = module.solve(x, w, k)[0]
+        return levels
+    x = x.T.copy()  # rows last: they are the vector lanes
     n, rows = x.shape
     middle = x.mean(0)
     x -= middle
@@ -96,44 +125,15 @@ def _solve(values: Floats, k: int, weights: Floats | None, exact: bool) -> Float
         N += np.arange(n + 1.0)[:, None]
         np.cumsum(x, 0, out=S[1:])
     else:
-        np.cumsum(w, 0, out=N[1:])
-        np.cumsum(w * x, 0, out=S[1:])
+        np.cumsum(w.T, 0, out=N[1:])
+        np.cumsum(w.T * x, 0, out=S[1:])
     if k == 1 or n == 1:
         b = np.full((k - 1, rows), n)
-    elif exact:
+    elif search == "layers":
         b = np.stack([_exact(N[:, r], S[:, r], k) for r in range(rows)], 1)
     else:
         b = near(x, N, S, k)
-    levels: Floats = (_means(b, x, N, S) * size + middle).T
-    return levels
-
-
-def _solve_binned(values: Floats, k: int) -> Floats:
-    """Levels [1, k] of the many `values` [n]: of weighted points, one a bin; the outer values are points themselves."""
-    sample = np.sort(values[:: max(1, len(values) >> 14)])
-    outer = max(1, len(sample) >> 10)
-    low, high = sample[outer], sample[-1 - outer]
-    inside = (values >= low) & (values <= high)
-    core, rest = values[inside], np.sort(values[~inside]).astype(np.float64)
-    scale = np.float64(BINS - 1) / max(float(high) - float(low), TINY)
-    place = ((core - low) * np.float32(min(scale, 1e30))).astype(np.int32)
-    np.minimum(place, BINS - 1, out=place)
-    middle = float(low) / 2 + float(high) / 2
-    count = np.bincount(place)
-    total = np.bincount(place, weights=core - np.float32(middle))
-    total, count = total[count > 0], count[count > 0]
-    first = int(np.searchsorted(rest, low))
-    below, above = rest[:first] - middle, rest[first:] - middle
-    ones = np.ones(len(rest))
-    w = np.concatenate([ones[:first], count, ones[first:]])
-    s = np.concatenate([below, total, above])
-    x = s / w
-    size = max(-x[0], x[-1]) or 1.0
-    N = np.concatenate([[0.0], np.cumsum(w)])[:, None]
-    S = np.concatenate([[0.0], np.cumsum(s / size)])[:, None]
-    x = (x / size)[:, None]
-    b = np.full((k - 1, 1), len(x)) if k == 1 or len(x) == 1 else near(x, N, S, k)
-    levels: Floats = (_means(b, x, N, S) * size + middle).T
+    levels = (_means(b, x, N, S) * size + middle).T
     return levels
 
 

@@ -1,12 +1,17 @@
 """The one-dimensional k-means against an independent exact solver, and the optimum's known values."""
 
+import sys
+from functools import cache
+
 import kmeans1d as oracle
 import numpy as np
 import pytest
 import torch
 
+import quant
 from quant.core import METHODS
-from quant.kmeans1d import cost, kmeans1d
+from quant.kmeans1d import MANY, SEARCHES, compiled, cost, kmeans1d
+from quant.kmeans_bins import gathered
 from quant.methods.kmeans import KMeans, optimal_levels
 from quant.nearest import nearest
 
@@ -18,44 +23,128 @@ def optimum(x: np.ndarray, k: int) -> float:
     return float(((x - np.array(found.centroids)[found.clusters]) ** 2).sum())
 
 
+DRAWS = {
+    "gaussian": lambda rng, shape: rng.standard_normal(shape),
+    "laplace": lambda rng, shape: rng.laplace(size=shape),
+    "student3": lambda rng, shape: rng.standard_t(3, shape),
+    "ties": lambda rng, shape: rng.integers(-300, 300, shape) / 64,
+    "steps": lambda rng, shape: np.resize(np.arange(400.0), shape),  # equal gaps: many optima at one fee
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 576, 1536])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 8, 16, 256])
+def test_every_row_is_at_its_optimum(draw, n, k):
+    x = DRAWS[draw](RNG(n * k), (6, n)).astype(np.float32)
+    best = np.array([optimum(r, k) if len(np.unique(r)) > k else 0.0 for r in x])
+    levels = kmeans1d(x, k, search="compiled")
+    assert levels.shape == (6, k)
+    assert (np.diff(levels) >= 0).all()
+    np.testing.assert_allclose(cost(x, levels), best, rtol=1e-9, atol=1e-25 * n)  # rounding of float64 sums
+
+
+def test_one_or_two_fees_find_the_optimum_of_a_row():
+    x = np.sort(RNG(10).standard_normal((200, 1536)))
+    assert compiled().solve(x, None, 16)[1] < 2.2 * len(x)  # measured: 1.7 a row
+
+
+@pytest.mark.parametrize("search", ["compiled", "near"])
+@pytest.mark.parametrize("k", [16, 64, 256])
+def test_a_tensor_of_heavy_tails_is_within_one_in_ten_thousand(k, search):
+    x = RNG(2).standard_t(3, (1, MANY + 1)).astype(np.float32)
+    assert -1e-9 < cost(x, kmeans1d(x, k, search=search))[0] / tensor_optimum(k) - 1 < 1e-4  # measured: 7e-6 at 256
+
+
+@cache
+def tensor_optimum(k: int) -> float:
+    return optimum(RNG(2).standard_t(3, MANY + 1).astype(np.float32), k)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_weights_count_like_repeated_values(search):
+    x = RNG(3).standard_normal((2, 200))
+    times = RNG(4).integers(0, 4, (2, 200))
+    for row, count in zip(x, times, strict=True):
+        repeated = np.repeat(row, count)[None]
+        for k in (2, 6, 40):
+            levels = kmeans1d(row[None], k, count[None].astype(float), search=search)
+            rel = 2e-2 if search == "near" else 1e-9
+            assert cost(repeated, levels)[0] == pytest.approx(optimum(repeated[0], k), rel=rel)
+
+
+@pytest.mark.parametrize("search", ["compiled", "near"])
+def test_weights_of_a_tensor_count_like_repeated_values(search):
+    x = RNG(2).standard_t(3, MANY + 1).astype(np.float32)
+    times = RNG(4).integers(0, 3, MANY + 1)
+    repeated = np.repeat(x, times)
+    levels = kmeans1d(x[None], 16, times[None].astype(float), search=search)
+    assert cost(repeated[None], levels)[0] == pytest.approx(optimum(repeated, 16), rel=1e-4)
+
+
+def test_bins_are_filled_alike_with_and_without_numba():
+    x, w = RNG(6).standard_t(3, 40000).astype(np.float32), RNG(7).random(40000)
+    for weights in (None, w):
+        for a, b in zip(gathered(x, weights, compiled()), gathered(x, weights, None), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)  # summed in another order
+
+
+def test_weightless_values_have_no_say():
+    x = np.array([[5.0, 1.0, 2.0, 9.0, 2.5]])
+    w = np.array([[0.0, 1.0, 1.0, 0.0, 3.0]])
+    assert kmeans1d(x, 2, w, search="compiled").tolist() == [[1.0, 9.5 / 4]]
+    assert kmeans1d(x, 9, w, search="compiled").tolist() == [[1.0, 2.0] + [2.5] * 7]
+    assert np.array_equal(kmeans1d(x, 2, w * 0, search="compiled"), kmeans1d(x, 2, search="compiled"))
+
+
+@pytest.mark.parametrize("search", ["compiled", "layers", "near"])
+def test_one_far_value_leaves_the_others_their_levels(search):
+    x = np.append(RNG(8).standard_normal(575), 1e6)[None]
+    levels = kmeans1d(x, 16, search=search)
+    assert levels[0, -1] == 1e6
+    rel = {"compiled": 1e-6, "layers": 1e-2, "near": 0.1}[search]  # less 1e12 the sums have few digits left
+    assert cost(x, levels)[0] == pytest.approx(optimum(x[0, :-1], 15), rel=rel)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_threads_change_nothing(search):
+    x = RNG(5).standard_normal((900, 576) if search != "layers" else (80, 576)).astype(np.float32)
+    assert np.array_equal(kmeans1d(x, 8, search=search), kmeans1d(x, 8, search=search, threads=2))
+
+
 @pytest.mark.parametrize(("n", "k"), [(1, 4), (17, 4), (576, 16), (2000, 3)])
-def test_exact_search_finds_the_optimum(n, k):
+def test_layers_find_the_optimum_without_numba(n, k, without_numba):
     x = RNG(0).standard_t(4, (3, n)).astype(np.float32)
     best = np.array([optimum(r, k) if n > k else 0.0 for r in x])
-    got = cost(x, kmeans1d(x, k, exact=True))
-    np.testing.assert_allclose(got, best, rtol=1e-9, atol=1e-12)  # float64 rounding of the prefix sums
+    np.testing.assert_allclose(cost(x, kmeans1d(x, k)), best, rtol=1e-9, atol=1e-12)  # rounding of the prefix sums
 
 
 @pytest.mark.parametrize("shape", [(64, 576), (24, 1536)])
-def test_near_search_of_rows(shape):
+def test_near_search_of_rows_without_numba(shape, without_numba):
     x = RNG(1).standard_normal(shape).astype(np.float32)
     best = np.array([optimum(r, 16) for r in x])
-    excess = cost(x, kmeans1d(x, 16, exact=False)) / best - 1
+    levels = kmeans1d(x, 16)
+    assert np.array_equal(levels, kmeans1d(x, 16, search="near"))
+    excess = cost(x, levels) / best - 1
     assert excess.min() > -1e-9  # nothing is below an optimum
     assert excess.mean() < 1e-3  # measured: 0.6e-4 to 5e-4
     assert np.median(excess) < 1e-4
     assert excess.max() < 0.03  # measured: 0.016, one wrong point in a tail
 
 
-@pytest.mark.parametrize("k", [4, 16, 64])
-def test_near_search_of_a_tensor_is_within_one_in_ten_thousand(k):
-    x = RNG(2).standard_t(5, (1, 1 << 16)).astype(np.float32)
-    assert -1e-9 < cost(x, kmeans1d(x, k, exact=False))[0] / optimum(x[0], k) - 1 < 1e-4
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "quant.kmeans_exact", raising=False)
+    monkeypatch.delattr(quant, "kmeans_exact", raising=False)
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_weights_count_like_repeated_values(exact):
-    x = RNG(3).standard_normal((2, 200))
-    times = RNG(4).integers(0, 4, (2, 200))
-    for row, count in zip(x, times, strict=True):
-        repeated = np.repeat(row, count)[None]
-        levels = kmeans1d(row[None], 6, count[None].astype(float), exact=exact)
-        assert cost(repeated, levels)[0] == pytest.approx(optimum(repeated[0], 6), rel=1e-3 if not exact else 1e-9)
-
-
-def test_threads_change_nothing():
-    x = RNG(5).standard_normal((300, 576)).astype(np.float32)
-    assert np.array_equal(kmeans1d(x, 8, exact=False), kmeans1d(x, 8, exact=False, threads=2))
+def test_the_compiled_search_is_refused_without_numba(without_numba):
+    with pytest.raises(ValueError, match="numba"):
+        kmeans1d(np.ones((1, 3)), 2, search="compiled")
 
 
 def test_row_optimum_of_a_gaussian():
@@ -147,3 +236,5 @@ def test_settings_are_checked():
         kmeans1d(np.ones((0, 3)), 2)
     with pytest.raises(ValueError, match="shape"):
         kmeans1d(np.ones((1, 3)), 2, np.ones((1, 2)))
+    with pytest.raises(ValueError, match="search"):
+        kmeans1d(np.ones((1, 3)), 2, search="exact")
