@@ -32,7 +32,7 @@ def gathered(values: Floats, weights: Floats | None, compiled: ModuleType | None
     scale = min((BINS - 1) / max(high - low, np.finfo(np.float64).tiny), 1e300)
     outside = (values < low) | (values > high)
     place = compiled.fill if compiled else _fill
-    mass, total = place(values, weights, low, high, scale, middle)
+    mass, total = place(values, weights, low, high, scale, middle, BINS)
     rest = values[outside].astype(np.float64)
     order = np.argsort(rest, kind="stable")
     rest = rest[order]
@@ -45,12 +45,12 @@ def gathered(values: Floats, weights: Floats | None, compiled: ModuleType | None
 
 
 def _fill(
-    values: Floats, weights: Floats | None, low: float, high: float, scale: float, middle: float
+    values: Floats, weights: Floats | None, low: float, high: float, scale: float, middle: float, bins: int
 ) -> tuple[Floats, Floats]:
-    """Weight and sum of w * (x - `middle`) of each bin [BINS], over the values from `low` to `high`."""
+    """Weight and sum of w * (x - `middle`) of each bin [bins], over the values from `low` to `high`."""
     inside = (values >= low) & (values <= high)
     core = values[inside].astype(np.float64)
     w = np.ones(len(core)) if weights is None else weights[inside].astype(np.float64)
-    at = np.minimum((core - low) * scale, BINS - 1).astype(np.int64)
-    mass, total = np.bincount(at, w, BINS), np.bincount(at, w * (core - middle), BINS)
+    at = np.minimum((core - low) * scale, bins - 1).astype(np.int64)
+    mass, total = np.bincount(at, w, bins), np.bincount(at, w * (core - middle), bins)
     return mass.astype(np.float64), total.astype(np.float64)

@@ -8,7 +8,8 @@ is: each position holds the columns where it is the best predecessor, and these 
 The fee that gave the previous row its k runs is the first try for the next. Where f is straight at k no fee gives k
 runs alone, and two optima of the same fee, of fewer and of more runs, are spliced into one of k.
 
-Importing this module needs numba; its machine code is kept beside the source or in the user's cache.
+Importing this module needs numba; its machine code is kept beside the source or in the user's cache, until this file
+changes: so no constant comes from another file.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-
-from quant.kmeans_bins import BINS
 
 __all__ = ["fill", "solve"]
 
@@ -234,15 +233,15 @@ def solve(values: Floats, weights: Floats | None, k: int) -> tuple[Floats, int]:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fill(
-    values: Floats, weights: Floats | None, low: float, high: float, scale: float, middle: float
+    values: Floats, weights: Floats | None, low: float, high: float, scale: float, middle: float, bins: int
 ) -> tuple[Floats, Floats]:
-    """Weight and sum of w * (x - `middle`) of each bin [BINS], over the values from `low` to `high`."""
-    mass, total = np.zeros(BINS), np.zeros(BINS)
+    """Weight and sum of w * (x - `middle`) of each bin [bins], over the values from `low` to `high`."""
+    mass, total = np.zeros(bins), np.zeros(bins)
     for i in range(len(values)):
         v = np.float64(values[i])
         if low <= v <= high:
             w = 1.0 if weights is None else np.float64(weights[i])
-            at = min(int((v - low) * scale), BINS - 1)
+            at = min(int((v - low) * scale), bins - 1)
             mass[at] += w
             total[at] += w * (v - middle)
     return mass, total
