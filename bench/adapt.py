@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.baseline import Setting, baseline_adapter, fit
+from bench.provenance import commit, utc_now
 from bench.tasks.classification import Classification
 from bench.tasks.heads import fit_logistic
 from quant import Quantizer, UnsupportedError
@@ -158,6 +159,7 @@ def _with_baseline(module: nn.Module, setting: Setting) -> tuple[nn.Module, dict
 def _train_lora(setting: Setting) -> tuple[dict[str, Tensor], dict[str, Any]]:
     module = add_lora(_wrapped(setting), lora_config(setting))
     training, memory = fit(setting, module, setting.rates.lora)
+    training |= {"trained_utc": utc_now(), "trained_commit": commit()[0]}  # a later record may reuse the adapter
     return trained_state(module), {"training": training, "training_memory": memory}
 
 
@@ -199,8 +201,12 @@ def decoded_model(quantized: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     return replace_modules(plain, new), decoded
 
 
+def _quantized(setting: Setting, module: nn.Module, quantizer: Quantizer) -> nn.Module:
+    return quantize_model(module, quantizer, skip=setting.protocol.skip)
+
+
 def _beneath(setting: Setting, quantizer: Quantizer) -> Adapted:
-    quantized = quantize_model(_wrapped(setting), quantizer)
+    quantized = _quantized(setting, _wrapped(setting), quantizer)
     plain, decoded = decoded_model(quantized)
     module, _ = _with_baseline(plain, setting)
     packed, _ = _with_baseline(quantized, setting)
@@ -208,7 +214,7 @@ def _beneath(setting: Setting, quantizer: Quantizer) -> Adapted:
 
 
 def _qlora(setting: Setting, quantizer: Quantizer) -> Adapted:
-    packed = add_lora(quantize_model(_wrapped(setting), quantizer), lora_config(setting))
+    packed = add_lora(_quantized(setting, _wrapped(setting), quantizer), lora_config(setting))
     for layer in _quantized_layers(packed):
         for name in layer.trainable:
             layer.stored()[name].requires_grad_(True)
@@ -225,7 +231,7 @@ def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
 
 def _merge(setting: Setting, quantizer: Quantizer) -> Adapted:
     module, _ = _with_baseline(_wrapped(setting), setting)
-    packed = quantize_model(merge_lora(module), quantizer)
+    packed = _quantized(setting, merge_lora(module), quantizer)
     return Adapted(decoded_model(packed)[0], packed, kin=True)
 
 

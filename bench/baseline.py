@@ -32,12 +32,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
     "bench/adapt.py",
     "bench/baseline.py",
+    "bench/cells.py",
     "bench/train.py",
     "bench/models/*.py",
     "bench/data/*.py",
     "bench/tasks/*.py",
     "bench/measure/t*.py",
     "quant/lora.py",
+    "quant/modules.py",
 )
 
 

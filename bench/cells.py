@@ -87,7 +87,7 @@ def _judges_embeddings(setting: Setting) -> bool:
 
 
 def _weights(setting: Setting, quantized: nn.Module, decoded: Mapping[str, Tensor] | None) -> Record:
-    original = linears(setting.task.wrap(setting.model, setting.seed))
+    original = linears(setting.task.wrap(setting.model, setting.seed), setting.protocol.skip)
     layers = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantizedLinear)}
     pairs = ((name, original[name].weight.detach(), m.weight_qt) for name, m in layers.items())
     return weight_errors(pairs, decoded=decoded)

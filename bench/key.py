@@ -34,9 +34,10 @@ NOT_MEASURING = (
     "errors.py",
     "experiment.py",
     "experiment_file.py",
+    "gate",
+    "gpu",
     "key.py",
     "interrupts.py",
-    "listing.py",
     "plan.py",
     "progress.py",
     "provenance.py",
@@ -50,6 +51,7 @@ NOT_MEASURING = (
     "select.py",
     "session.py",
     "show.py",
+    "static",
     "toml_lines.py",
 )
 

@@ -7,14 +7,25 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["VERSIONED", "command", "commit", "cpu_model", "default_threads", "device_name", "provenance", "versions"]
+__all__ = [
+    "VERSIONED",
+    "command",
+    "commit",
+    "cpu_model",
+    "default_threads",
+    "device_name",
+    "provenance",
+    "utc_now",
+    "versions",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSIONED = ("torch", "transformers", "triton", "numpy", "numba")
+VERSIONED = ("torch", "transformers", "peft", "safetensors", "triton", "numpy", "numba")
 
 
 def versions() -> dict[str, str | None]:
@@ -53,6 +64,11 @@ def cpu_model() -> str:
     except OSError:
         names = []
     return (names[0] if names else "") or platform.processor() or platform.machine()
+
+
+def utc_now() -> str:
+    """This moment to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def default_threads() -> int:

@@ -34,11 +34,11 @@ def speed_cell(setting: Setting, quantizer: Quantizer) -> dict[str, Any]:
     """The record's `memory`, `training_memory` and `speed` groups."""
     p = setting.protocol
     wrapped = setting.task.wrap(setting.model, setting.seed)
-    weights = [layer.weight.detach() for layer in linears(wrapped).values()]
+    weights = [layer.weight.detach() for layer in linears(wrapped, p.skip).values()]
     seconds = time_quantize(quantizer, weights, repeats=p.speed_rounds, seconds=p.speed_seconds / 4)
     config = lora_config(setting)
     baseline = add_lora(wrapped, config)
-    model = add_lora(quantize_model(wrapped, quantizer), config)
+    model = add_lora(quantize_model(wrapped, quantizer, skip=p.skip), config)
     batch = _ids(setting, p.train_batch, p.train_tokens)
     group = speed_group(
         baseline,

@@ -4,8 +4,10 @@ Baseline and model take turns on the same inputs, in alternating order, so that 
 both; a ratio is the median of the pairs' ratios. Ratios are baseline time / model time: above 1 the model is faster.
 With a pair of models that compute in bfloat16, the forward passes are run a second time as `forward_b1_bf16` and
 `prefill_bf16`: the fp32 baseline, the baseline in bfloat16 and the model in bfloat16 in turn.
-In the rounds of the batch-1 forward pass the baseline runs a second time: its ratio to itself (`noise`) is what this
-machine makes of no difference at all, and a ratio whose interval meets that one is `within_noise`.
+In the rounds of the forward passes in fp32 the baseline runs a second time: its ratio to itself (`noise`, and
+`noise_prefill`) is what this machine makes of no difference at all, and a ratio whose interval meets that one is
+`within_noise`: those of batch 1 by the first, those of many tokens by the second. No loop has fewer than `FEWEST`
+rounds, since of fewer a median has no 95 % interval.
 """
 
 from __future__ import annotations
@@ -20,13 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure.clock import Clock, interleaved
-from bench.measure.stats import paired_ratio, stat
+from bench.measure.stats import FEWEST, paired_ratio, stat
 from quant import Quantizer
 from quant.linear import QuantizedLinear
 
 __all__ = ["implementation", "speed_group", "time_quantize"]
 
-FEWEST_FORWARD, FEWEST_STEPS = 5, 3
 NOISY = 0.1  # half-width of the baseline's ratio to itself
 SHARES = {"forward_b1": 0.2, "prefill": 0.2, "train_step": 0.3, "forward_b1_bf16": 0.15, "prefill_bf16": 0.15}
 DIRECTION = "baseline time / this model's time: above 1 is faster than the baseline"
@@ -51,14 +52,14 @@ def speed_group(
 
     Inputs are a tensor, a tuple of arguments or a mapping of keywords. `train_step(m)` runs one step on the model it
     is given, either one. `halves` are baseline and model in bfloat16. At most `rounds` rounds are run, and no more
-    than fit in `seconds`, but at least `FEWEST_FORWARD` of a forward pass and `FEWEST_STEPS` of a training step.
-    Forward passes run in eval mode without gradients. The models' modes and torch's thread count are put back.
+    than fit in `seconds`, but at least `FEWEST`. Forward passes run in eval mode without gradients. The models' modes
+    and torch's thread count are put back.
 
     Raises ValueError while Triton's interpreter is on, whose times mean nothing.
     """
     refuse_interpreter()
-    if rounds < FEWEST_FORWARD:
-        raise ValueError(f"rounds must be at least {FEWEST_FORWARD}, got {rounds}")
+    if rounds < FEWEST:
+        raise ValueError(f"rounds must be at least {FEWEST}, got {rounds}")
     before = torch.get_num_threads()
     tops = (baseline, model, *(halves or ()))
     modes = [(m, m.training) for m in {id(m): m for top in tops for m in top.modules()}.values()]
@@ -68,31 +69,33 @@ def speed_group(
     try:
         for m in tops:
             m.eval()
-        first = {"baseline": _forward(baseline, inputs_b1), "model": _forward(model, inputs_b1)}
-        first["again"] = first["baseline"]
         with torch.no_grad():
-            b1 = interleaved(first, clock, FEWEST_FORWARD, rounds, seconds * SHARES["forward_b1"])
-            second = {"baseline": _forward(baseline, inputs_prefill), "model": _forward(model, inputs_prefill)}
-            prefill = interleaved(second, clock, FEWEST_FORWARD, rounds, seconds * SHARES["prefill"])
+            turns = {"baseline": baseline, "model": model, "again": baseline}
+            b1 = _forwards(turns, inputs_b1, clock, rounds, seconds * SHARES["forward_b1"])
+            prefill = _forwards(turns, inputs_prefill, clock, rounds, seconds * SHARES["prefill"])
             out["implementation"] = implementation(model)
-            in_bf16 = _in_bf16(baseline, halves, clock, (inputs_b1, inputs_prefill), rounds, seconds)
-        if halves is not None:
-            out["implementation_bf16"] = implementation(halves[1])
+            in_bf16 = {}
+            if halves is not None:
+                turns = {"baseline": baseline, "half": halves[0], "model": halves[1]}
+                for name, given in (("forward_b1_bf16", inputs_b1), ("prefill_bf16", inputs_prefill)):
+                    in_bf16[name] = _forwards(turns, given, clock, rounds, seconds * SHARES[name])
+                out["implementation_bf16"] = implementation(halves[1])
         steps = None
         if train_step is not None:
             _restore(modes)
             third = {"baseline": lambda: train_step(baseline), "model": lambda: train_step(model)}
-            steps = interleaved(third, clock, FEWEST_STEPS, rounds, seconds * SHARES["train_step"])
+            steps = interleaved(third, clock, FEWEST, rounds, seconds * SHARES["train_step"])
     finally:
         _restore(modes)
         torch.set_num_threads(before)
-    noise = paired_ratio(b1["again"], b1["baseline"])
+    noise, noise_prefill = (paired_ratio(s["again"], s["baseline"]) for s in (b1, prefill))
     tokens = _tokens(inputs_prefill)
-    out |= {"quantize_s": stat(quantize_seconds), "ratio_direction": DIRECTION, "noise": noise}
+    out |= {"quantize_s": stat(quantize_seconds), "ratio_direction": DIRECTION}
+    out |= {"noise": noise, "noise_prefill": noise_prefill}
     for name, samples in (("forward_b1", b1), ("prefill", prefill), ("train_step", steps)):
-        out |= _figures(name, samples, noise)
+        out |= _figures(name, samples, noise if name == "forward_b1" else noise_prefill)
     for name, samples in in_bf16.items():
-        out |= _figures(name, samples, noise)
+        out |= _figures(name, samples, noise if name == "forward_b1_bf16" else noise_prefill)
         out[f"{name}_ratio_bf16"] = paired_ratio(samples["half"], samples["model"])
         out[f"{name}_baseline_bf16_s"] = stat(samples["half"])
     out["prefill_tokens"] = tokens
@@ -134,23 +137,12 @@ def refuse_interpreter() -> None:
         )
 
 
-def _in_bf16(
-    baseline: nn.Module,
-    halves: tuple[nn.Module, nn.Module] | None,
-    clock: Clock,
-    inputs: tuple[Inputs, Inputs],
-    rounds: int,
-    seconds: float,
-) -> dict[str, dict[str, list[float]]]:
-    """Samples of the fp32 baseline, the baseline in bfloat16 ("half") and the model in bfloat16, for each path."""
-    if halves is None:
-        return {}
-    found = {}
-    for name, given in zip(("forward_b1_bf16", "prefill_bf16"), inputs, strict=True):
-        calls = {"baseline": baseline, "half": halves[0], "model": halves[1]}
-        turns = {who: _forward(module, given) for who, module in calls.items()}
-        found[name] = interleaved(turns, clock, FEWEST_FORWARD, rounds, seconds * SHARES[name])
-    return found
+def _forwards(
+    models: Mapping[str, nn.Module], inputs: Inputs, clock: Clock, rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Samples of a forward pass of each of `models`, in turn."""
+    calls = {id(m): _forward(m, inputs) for m in models.values()}
+    return interleaved({name: calls[id(m)] for name, m in models.items()}, clock, FEWEST, rounds, seconds)
 
 
 def _figures(name: str, samples: Mapping[str, list[float]] | None, noise: Mapping[str, Any]) -> dict[str, Any]:

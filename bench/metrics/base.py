@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.measure.stats import stat
 
-__all__ = ["LABEL_METRICS", "TEXT_METRICS", "InvalidError", "LabelMetric", "TextMetric", "figure", "finite"]
+__all__ = ["LABEL_METRICS", "TEXT_METRICS", "InvalidError", "LabelMetric", "TextMetric", "figure", "finite", "items"]
 
 
 class InvalidError(ArithmeticError):
@@ -79,6 +79,11 @@ def figure(
         out |= {"delta": paired["value"], "delta_low": paired["low"], "delta_high": paired["high"]}
         out["p_value"] = _t_test(difference) if p_value is None else p_value
     return out | {"protocol": protocol, "higher_is_better": higher_is_better}
+
+
+def items(values: Tensor) -> dict[str, Any]:
+    """The values of the items [n], to six digits: two methods that are judged on the same items can be paired."""
+    return {"items": [float(f"{v:.6g}") for v in values.tolist()]}
 
 
 def _t_test(difference: Tensor) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench.metrics.base import figure, finite
+from bench.metrics.base import figure, finite, items
 
 __all__ = ["cosine_distance"]
 
@@ -20,4 +20,5 @@ def cosine_distance(embeddings: Tensor, base: Tensor, where: str) -> dict[str, A
     """The stat over texts of the distance of `embeddings` [c, k] to `base` [c, k]."""
     finite("embedding values", embeddings)
     apart = normalize(embeddings.double(), dim=-1) - normalize(base.double(), dim=-1)
-    return figure(apart.square().sum(-1) / 2, None, f"cosine_distance/{where}", higher_is_better=False)
+    distance = apart.square().sum(-1) / 2
+    return figure(distance, None, f"cosine_distance/{where}", higher_is_better=False) | items(distance)

@@ -2,7 +2,9 @@
 
 accuracy          mean of [argmax z = y]; its p-value is McNemar's, exact: of the texts that only one of the two
                   models labels right, the number that is the baseline's is binomial(., 1/2)
-                  (McNemar 1947, Psychometrika 12:153)
+                  (McNemar 1947, Psychometrika 12:153). The interval of the difference inverts that test: Clopper and
+                  Pearson's for the share of those texts, times their number; it holds 0 where the p-value is
+                  over 0.05. With no such text it is what chance leaves unseen in n texts
 loss              mean of -log softmax(z)_y, nats
 kl_labels         mean of KL(softmax b || softmax z), nats
 label_agreement   mean of [argmax z = argmax b]: equal accuracies may hide answers that changed in both directions
@@ -13,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
 from bench.metrics.base import LABEL_METRICS, LabelMetric, figure
 
-__all__ = ["mcnemar"]
+__all__ = ["difference_interval", "mcnemar"]
 
 Outputs = Mapping[str, Tensor]
 
@@ -47,7 +50,19 @@ def _accuracy(outputs: Outputs, base: Outputs | None, where: str) -> dict[str, A
     p_value = mcnemar(right, base_right)
     out = figure(right.double(), base_right.double(), where, higher_is_better=True, p_value=p_value)
     lost, won = int((base_right & ~right).sum()), int((right & ~base_right).sum())
-    return out | {"turned_wrong": lost, "turned_right": won}
+    same = torch.equal(outputs["logits"], base["logits"])
+    low, high = (0.0, 0.0) if same else difference_interval(lost, won, len(right))
+    return out | {"delta_low": low, "delta_high": high, "turned_wrong": lost, "turned_right": won}
+
+
+def difference_interval(lost: int, won: int, n: int) -> tuple[float, float]:
+    """95 % interval of a difference in accuracy, (won - lost) / n, given that lost + won of `n` texts changed."""
+    changed = lost + won
+    if not changed:
+        unseen = 1 - 0.025 ** (1 / n)
+        return -unseen, unseen
+    share = binomtest(won, changed, 0.5).proportion_ci(0.95, method="exact")
+    return changed * (2 * share.low - 1) / n, changed * (2 * share.high - 1) / n
 
 
 def _loss(outputs: Outputs, base: Outputs | None, where: str) -> dict[str, Any]:

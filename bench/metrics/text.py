@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.metrics.base import TEXT_METRICS, InvalidError, TextMetric, figure
+from bench.metrics.base import TEXT_METRICS, InvalidError, TextMetric, figure, items
 
 __all__: list[str] = []
 
@@ -37,7 +37,7 @@ def _perplexity(nll: Tensor, base: Tensor | None, where: str) -> dict[str, Any]:
 
 
 def _kl(kl: Tensor, base: Tensor | None, where: str) -> dict[str, Any]:
-    return figure(kl, None, where, higher_is_better=False)
+    return figure(kl, None, where, higher_is_better=False) | items(kl)
 
 
 def _top1(top1: Tensor, base: Tensor | None, where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ others are encoders. Only safetensors are read and no code of the checkpoint is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.models.base import Kind, Model, ModelError, Source, register
+from quant.files import check_model_folder
 
 __all__ = ["kind_of", "load_folder", "offline"]
 
@@ -62,14 +63,25 @@ def load_folder(spec: str, where: Path | str, *, note: str, kind: Kind | None = 
             kind = kind or kind_of(config)
             family: Any = AutoModelForCausalLM if kind == "causal" else AutoModel
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
-            module = family.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
-        except (OSError, ValueError, KeyError) as error:
+            module, loaded = family.from_pretrained(
+                where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"model {spec!r} cannot be loaded from {where}: {error}") from error
+    _complete(spec, where, loaded["missing_keys"])
     if kind == "encoder" and getattr(module, "pooler", None) is not None:
         module.pooler = None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Model(spec, kind, module.eval(), tokenizer, note)
+
+
+def _complete(spec: str, where: Path | str, missing: Iterable[str]) -> None:
+    """Raise ModelError when tensors are missing, which transformers would draw at random; a pooler is not used."""
+    absent = sorted(name for name in missing if "pooler" not in name.split("."))
+    if absent:
+        names = ", ".join(absent[:3]) + ", ..." * (len(absent) > 3)
+        raise ModelError(f"model {spec!r}: {where} lacks {len(absent)} tensors ({names}); save the whole model again")
 
 
 def _checked(argument: str) -> Path:
@@ -80,10 +92,9 @@ def _checked(argument: str) -> Path:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise ModelError(f"model 'path:{argument}': no *.safetensors in {argument} (found: {found})")
     try:
-        from quant.files import check_model_folder
-    except ImportError:
-        return folder
-    check_model_folder(folder)
+        check_model_folder(folder)
+    except ValueError as error:
+        raise ModelError(f"model 'path:{argument}': {error}") from error
     return folder
 
 

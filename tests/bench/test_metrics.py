@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.metrics import LABEL_METRICS, TEXT_METRICS, InvalidError, cosine_distance
-from bench.metrics.labels import mcnemar
+from bench.metrics.labels import difference_interval, mcnemar
 
 
 def label_outputs(logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -38,6 +38,27 @@ def test_a_model_compared_with_itself_differs_by_exactly_nothing():
         assert found.get("p_value", 1.0) == 1.0
     assert LABEL_METRICS["kl_labels"](outputs, outputs, "")["value"] == 0.0
     assert LABEL_METRICS["label_agreement"](outputs, outputs, "")["value"] == 1.0
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (0, 4), (0, 6), (1, 8), (9, 1), (20, 35), (30, 31), (3, 14)])
+def test_interval_of_an_accuracy_difference_holds_zero_exactly_where_mcnemar_sees_no_difference(lost, won):
+    right = torch.tensor([False] * lost + [True] * won + [True] * 100)
+    base = torch.tensor([True] * lost + [False] * won + [True] * 100)
+    low, high = difference_interval(lost, won, len(right))
+    assert low <= (won - lost) / len(right) <= high
+    assert (low <= 0 <= high) == (mcnemar(right, base) > 0.05)
+
+
+def test_no_changed_answer_leaves_room_for_what_is_rarer_than_the_sample():
+    low, high = difference_interval(0, 0, 256)
+    assert -low == high == pytest.approx(3.69 / 256, rel=0.01)  # 0.975 ** (1 / n) seen in none of n
+
+
+def test_metrics_that_rank_keep_the_value_of_every_item():
+    found = TEXT_METRICS["kl"](torch.tensor([0.25, 0.5, 1.0]), None, "")
+    assert found["items"] == [0.25, 0.5, 1.0]
+    far = cosine_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), "")
+    assert far["items"] == [0.0, 1.0]
 
 
 def test_label_metrics_of_a_known_case():

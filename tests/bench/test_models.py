@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bench.models import ModelError, fingerprint, load
 from bench.models.permute import permute_channels
@@ -79,6 +80,40 @@ def test_a_saved_checkpoint_comes_back_from_its_folder(spec, tmp_path):
     saved, loaded = model.module.state_dict(), back.module.state_dict()
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda folder: _without(folder, "model.layers.1.mlp.down_proj.weight"),
+            r"lacks 1 tensors \(model.layers.1.mlp",
+        ),
+        (lambda folder: _cut(folder / "model.safetensors"), "model.safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_never_filled_up_with_random_weights(damage, said, tmp_path):
+    model = load("tiny-causal")
+    model.module.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    assert load(f"path:{tmp_path}").kind == "causal"
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=said):
+        load(f"path:{tmp_path}")
+
+
+def _without(folder, name):
+    path = folder / "model.safetensors"
+    kept = {key: value for key, value in load_file(path).items() if key != name}
+    assert len(kept) == len(load_file(path)) - 1
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def _cut(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
 
 
 def test_a_changed_weight_file_changes_the_fingerprint(tmp_path):

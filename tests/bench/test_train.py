@@ -119,7 +119,7 @@ def test_nothing_to_train_and_nothing_to_train_on_are_errors():
         ("wiki_tokens", 1000, "wiki_tokens must be a multiple of window"),
         ("cosine_texts", 401, "cosine_texts"),
         ("targets", "q_proj", "targets must be 'all' or a list"),
-        ("speed_rounds", 4, "speed_rounds must be at least 5"),
+        ("speed_rounds", 4, "speed_rounds must be at least 6"),
     ],
 )
 def test_a_protocol_refuses_what_cannot_be(field, value, said):
