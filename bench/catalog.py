@@ -12,6 +12,7 @@ from bench.schema import ORDERS, REFERENCES
 __all__ = ["KINDS", "data_fingerprint", "known_names", "listing", "model_fingerprint", "model_kind"]
 
 KINDS = ("methods", "models", "tasks", "orders", "experiments")
+FOLDER = "A model folder is what save_pretrained writes: config.json, *.safetensors and the tokenizer's files"
 
 
 def known_names() -> Names:
@@ -31,8 +32,10 @@ def model_fingerprint(spec: str) -> str:
 
     try:
         return fingerprint(spec)
-    except (ModelError, OSError) as error:
-        raise UsageError(str(error)) from None
+    except (ModelError, OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        known = text if isinstance(error, ModelError) else f"model {spec!r}: {text}"
+        raise UsageError(f"{known}. {FOLDER}" if spec.startswith("path:") else known) from None
 
 
 @lru_cache(maxsize=64)
@@ -47,22 +50,33 @@ def data_fingerprint(task: str) -> str:
         raise UsageError(f"task {task!r}: {error}") from None
 
 
+@lru_cache(maxsize=64)
 def model_kind(spec: str) -> str:
-    """ "encoder" or "causal", read from the configuration of a "path:DIR" or "hf:NAME" checkpoint."""
+    """ "encoder" or "causal", read from the configuration of a "path:DIR" or "hf:NAME" checkpoint.
+
+    UsageError with the remedy when its files are damaged or no tokenizer is among them: known before anything runs.
+    """
     from bench.models.folder import kind_of, offline
 
     source, _, argument = spec.partition(":")
     if source not in ("path", "hf") or not argument:
-        raise UsageError(f"--model {spec!r}: write path:DIR for a folder or hf:NAME for a model of the hub")
+        raise UsageError(f"model {spec!r}: write path:DIR for a folder or hf:NAME for a model of the hub")
     if source == "path":
         model_fingerprint(spec)
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
-    try:
-        with offline(source == "path"):
-            config = AutoConfig.from_pretrained(argument, local_files_only=source == "path", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--model {spec!r}: {' '.join(str(error).split())[:300]}") from None
+    options: dict[str, Any] = {"local_files_only": source == "path", "trust_remote_code": False}
+    reads = "configuration"
+    with offline(source == "path"):
+        try:
+            config = AutoConfig.from_pretrained(argument, **options)
+            reads = "tokenizer"
+            tokenizer = AutoTokenizer.from_pretrained(argument, **options)
+        except Exception as error:  # tokenizers and the hub client raise many unrelated kinds
+            said = " ".join(str(error).split())[:300]
+            raise UsageError(f"model {spec!r}: its {reads} cannot be read from {argument}: {said}. {FOLDER}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one when files are missing
+        raise UsageError(f"model {spec!r}: {argument} holds no tokenizer. {FOLDER}")
     return kind_of(config)
 
 

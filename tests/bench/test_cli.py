@@ -1,6 +1,7 @@
 """The command line: the words and exit code of every error, and what each command prints."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -44,7 +45,7 @@ def made(value=1.0, *, device="cpu A", steps=3, **more):
         (["run", "quick", "--seeds", "x"], "error: --seeds 'x' must be whole numbers from 0"),
         (["run", "quick", "--dry-run", "--methods", "unifrom*"], "error: --methods 'unifrom*' matched 0 of "),
         (["run", "quick", "--dry-run", "--orders", "benaeth"], "error: --orders 'benaeth' matched 0 of 9 orders."),
-        (["run", "quick", "--dry-run", "--model", "tiny"], "error: --model 'tiny': write path:DIR"),
+        (["run", "quick", "--dry-run", "--model", "tiny"], "error: model 'tiny': write path:DIR"),
         (["run", "quick", "--dry-run", "--model", "path:nowhere"], "error: model 'path:nowhere': no such folder"),
         (["report", "nowhere"], "error: no records in nowhere/records.jsonl"),
         (["show", "x"], "error: no results under results/ yet"),
@@ -55,6 +56,57 @@ def test_mistakes_are_one_line_and_exit_2(words, message, capsys, tmp_path, monk
     assert main(words) == 2
     err = capsys.readouterr().err
     assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny encoder as save_pretrained writes it."""
+    from bench.models import load
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = load("tiny-encoder")
+    model.module.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def spoil_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def add_pickle(folder):
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+
+
+def lose_tokenizer(folder):
+    for path in folder.glob("tok*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "where", "why"),
+    [
+        (truncate, "/model.safetensors", "is truncated: 5000 bytes"),
+        (spoil_config, "/config.json", "is not valid JSON"),
+        (add_pickle, "/pytorch_model.bin", "pickle"),
+        (lose_tokenizer, "", " holds no tokenizer"),
+    ],
+)
+def test_a_damaged_model_folder_is_one_line_and_exit_2(damage, where, why, checkpoint, capsys, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    damage(folder)
+    assert main(["run", "quick", "--dry-run", "--model", f"path:{folder}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: model 'path:{folder}': {folder}{where}")
+    assert why in err
+    assert "A model folder is what save_pretrained writes: config.json, *.safetensors and the tokenizer" in err
     assert err.count("\n") == 1
 
 
