@@ -7,12 +7,7 @@ import random
 from typing import Any
 
 MODELS = {"minilm": ("reviews", 10_616_832, 22_565_376), "smollm2": ("reviews", 106_168_320, 134_515_008)}
-_GROUPED = [(b, g) for b in (8, 6, 5, 4, 3, 2) for g in ("g64",)] + [
-    (4, "g32"),
-    (4, "g128"),
-    (8, "channel"),
-    (4, "channel"),
-]
+_GROUPED = [*((b, "g64") for b in (8, 6, 5, 4, 3, 2)), (4, "g32"), (4, "g128"), (8, "channel"), (4, "channel")]
 # name: (family, bits per weight, relative error)
 METHODS: dict[str, tuple[str, float, float]] = {
     "fp32": ("none", 32.0, 0.0),
@@ -185,7 +180,6 @@ def speed(bits: float, family: str, rng: random.Random) -> dict[str, Any]:
         "prefill_s": stat(0.2 / ratio, 0.01, 30),
         "prefill_ratio": stat(ratio**0.6, half, 30),
         "prefill_tokens_per_s": stat(3500 * ratio, 100, 30),
-        "implementation_bf16": {"dense cache": 6, "int4 packed": 30},
         "forward_b1_bf16_s": stat(0.012 / ratio, 0.001, 30),
         "forward_b1_bf16_ratio": stat(1.6 * ratio, half, 30),
         "forward_b1_bf16_ratio_bf16": stat(ratio, half, 30),
