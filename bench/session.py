@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from bench.interrupts import Interrupts
 from bench.plan import Fingerprints, Plan, make_plan, missing_device
 from bench.progress import Estimate, Lines, LiveTable, headline
 from bench.provenance import command
-from bench.records import Record, Store, cell_of, latest
+from bench.records import Record, Store, cell_of, current, latest
 from bench.run import run
 from bench.schedule import count_workers
 from bench.schema import SCHEMA, Cell
@@ -88,7 +89,8 @@ def run_session(
             )
             return 130
         records = [by_key[job.key] for job in plan.jobs]
-    report(records, reports, options.out, notes, plots=options.plots)
+        folder = current(store.records)
+    report(folder, reports, options.out, notes, plots=options.plots, ran=records)
     return 1 if any(record["status"] in FAILURES for record in records) else 0
 
 
@@ -131,20 +133,45 @@ def _skip(plan: Plan, store: Store, reason: str) -> None:
         store.append({"schema": SCHEMA, **job.head, "cell": job.cell.as_dict(), "key": job.key, **fate})
 
 
-def report(records: list[Record], reports: Reports, out: Path, notes: Console, *, plots: bool) -> None:
-    """Write the report of `records` into `out`, show the table on stdout and what failed on `notes`."""
+def report(
+    records: list[Record],
+    reports: Reports,
+    out: Path,
+    notes: Console,
+    *,
+    plots: bool,
+    ran: Sequence[Record] | None = None,
+) -> None:
+    """Write the report of `records`, all those of the folder `out`, and show the table on stdout.
+
+    `notes` gets what failed and the tally: of the cells that were `ran`, or of all when there was no run.
+    """
     written: list[Path] = []
     if any(record["status"] == "ok" for record in records):
+        before = _listed(out)
         try:
             written = reports.write(out, records, plots=plots)
+            for path in before.difference(written):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise StoppedError(f"cannot write the report to {out}: {error}; the records are safe") from None
         screen = Console()
         screen.print(reports.table(records, screen.width))
-    for record in records:
+    told = records if ran is None else ran
+    for record in told:
         if record["status"] in FAILURES:
             notes.print(f"{record['status']}  {cell_of(record)}  {headline(record)}", markup=False, soft_wrap=True)
-    counts = Counter(record["status"] for record in records)
+    counts = Counter(record["status"] for record in told)
     tally = ", ".join(f"{n} {status}" for status, n in counts.items())
-    where = f" Report: {written[-1]}" if written else ""
-    notes.print(f"{len(records)} cells: {tally}.{where}", markup=False, soft_wrap=True)
+    whole = f" of all {len(records)} cells in the folder" if len(records) > len(told) else ""
+    where = f" Report{whole}: {written[-1]}" if written else ""
+    notes.print(f"{len(told)} cells: {tally}.{where}", markup=False, soft_wrap=True)
+
+
+def _listed(out: Path) -> set[Path]:
+    """The tables and plots that the report in `out` links to: the next report replaces these, and no other file."""
+    try:
+        text = (out / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {out / link for link in re.findall(r"\]\(((?:tables|plots)/[\w.-]+)\)", text)}

@@ -55,8 +55,8 @@ def find_record(name: str, where: Iterable[Path]) -> tuple[Record, Path]:
     raise UsageError(f"unknown cell {name!r}.{hint}")
 
 
-def reproduce(record: Record, folder: Path) -> str:
-    """The command that runs exactly this cell again."""
+def reproduce(record: Record) -> str:
+    """The command that runs exactly this cell again, into a folder of its own: published results stay as they are."""
     cell = cell_of(record)
     origin = record.get("provenance") or {}
     suite = str(record.get("suite", "default"))
@@ -66,7 +66,8 @@ def reproduce(record: Record, folder: Path) -> str:
         words += ["--model", cell.model]
     words += ["--models", cell.model, "--tasks", cell.task, "--orders", cell.order, "--methods", cell.method]
     words += ["--seeds", str(cell.seed), "--device", str(origin.get("device", "cpu"))]
-    words += ["--threads", str(origin.get("threads", 1)), "--out", str(folder), "--force"]
+    again = RESULTS / "local" / "reproduced" / record["key"]
+    words += ["--threads", str(origin.get("threads", 1)), "--out", str(again), "--force"]
     return shlex.join(words)
 
 
@@ -83,7 +84,7 @@ def show(record: Record, folder: Path) -> str:
     trace = folder / "logs" / f"{record['key']}.txt"
     if record["status"] != "ok" and trace.is_file():
         lines += ["", trace.read_text(encoding="utf-8", errors="replace").rstrip()]
-    lines += ["", f"reproduce: {reproduce(record, folder)}"]
+    lines += ["", f"reproduce: {reproduce(record)}"]
     return "\n".join(lines)
 
 

@@ -2,9 +2,9 @@
 
 accuracy          mean of [argmax z = y]; its p-value is McNemar's, exact: of the texts that only one of the two
                   models labels right, the number that is the baseline's is binomial(., 1/2)
-                  (McNemar 1947, Psychometrika 12:153). The interval of the difference inverts that test: Clopper and
-                  Pearson's for the share of those texts, times their number; it holds 0 where the p-value is
-                  over 0.05. With no such text it is what chance leaves unseen in n texts
+                  (McNemar 1947, Psychometrika 12:153). The interval of the difference is Newcombe's for paired
+                  shares (1998, Statistics in Medicine 17:2635, method 10), widened to 0 where that test sees no
+                  difference
 loss              mean of -log softmax(z)_y, nats
 kl_labels         mean of KL(softmax b || softmax z), nats
 label_agreement   mean of [argmax z = argmax b]: equal accuracies may hide answers that changed in both directions
@@ -12,6 +12,7 @@ label_agreement   mean of [argmax z = argmax b]: equal accuracies may hide answe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,18 +52,33 @@ def _accuracy(outputs: Outputs, base: Outputs | None, where: str) -> dict[str, A
     out = figure(right.double(), base_right.double(), where, higher_is_better=True, p_value=p_value)
     lost, won = int((base_right & ~right).sum()), int((right & ~base_right).sum())
     same = torch.equal(outputs["logits"], base["logits"])
-    low, high = (0.0, 0.0) if same else difference_interval(lost, won, len(right))
+    both = int((right & base_right).sum())
+    low, high = (0.0, 0.0) if same else difference_interval(both, lost, won, len(right))
     return out | {"delta_low": low, "delta_high": high, "turned_wrong": lost, "turned_right": won}
 
 
-def difference_interval(lost: int, won: int, n: int) -> tuple[float, float]:
-    """95 % interval of a difference in accuracy, (won - lost) / n, given that lost + won of `n` texts changed."""
+def difference_interval(both: int, lost: int, won: int, n: int) -> tuple[float, float]:
+    """95 % interval of a difference in accuracy, (won - lost) / n: of `n` texts `both` models label that many right,
+    only the baseline `lost`, only the other `won`."""
+    before, after, neither = both + lost, both + won, n - both - lost - won
+    down, up = (_wilson(right, n) for right in (before, after))
+    product = before * (n - before) * after * (n - after)
+    cross = both * neither - lost * won
+    shifted = max(cross - n / 2, 0) if cross > 0 else cross
+    phi = shifted / math.sqrt(product) if product else 0.0
+    d, p0, p1 = (won - lost) / n, before / n, after / n
+    reach_low = (p1 - up[0]) ** 2 - 2 * phi * (p1 - up[0]) * (down[1] - p0) + (down[1] - p0) ** 2
+    reach_high = (up[1] - p1) ** 2 - 2 * phi * (up[1] - p1) * (p0 - down[0]) + (p0 - down[0]) ** 2
+    low, high = d - math.sqrt(max(reach_low, 0.0)), d + math.sqrt(max(reach_high, 0.0))
     changed = lost + won
-    if not changed:
-        unseen = 1 - 0.025 ** (1 / n)
-        return -unseen, unseen
-    share = binomtest(won, changed, 0.5).proportion_ci(0.95, method="exact")
-    return changed * (2 * share.low - 1) / n, changed * (2 * share.high - 1) / n
+    if not changed or binomtest(won, changed, 0.5).pvalue > 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return low, high
+
+
+def _wilson(right: int, n: int) -> tuple[float, float]:
+    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _loss(outputs: Outputs, base: Outputs | None, where: str) -> dict[str, Any]:

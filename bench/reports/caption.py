@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.reports.frames import Row, Run
+from bench.reports.frames import Record, Row, Run, dig, metric_kind
 from bench.schema import METRICS
 
 __all__ = ["caption", "footer", "sample_sizes", "watermark"]
 
 INTERVALS = (
-    "± reaches to the farther end of the 95 % interval (with fewer than 6 samples: to the farthest sample); "
+    "± reaches to the farther end of the 95 % interval (with fewer than 6 samples: to the farthest sample), a lopsided "
+    "one is written [low, high]; "
     "≈ marks a difference whose interval contains 0, or a ratio whose interval contains 1"
 )
 
@@ -21,14 +22,15 @@ def watermark(run: Run) -> str:
 
 
 def sample_sizes(rows: Iterable[Row], metrics: Sequence[str]) -> str:
-    """`accuracy n = 1000; KL, Wikipedia n = 4096`: a range where rows differ."""
+    """`accuracy n = 1000 texts; KL, Wikipedia n = 8 windows`: a range where rows differ."""
     rows = list(rows)
     texts = []
     for metric in metrics:
         sizes = sorted({n for row in rows if (n := row.metric(metric).n) is not None})
         if sizes:
             span = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-            texts.append(f"{METRICS[metric].heading} n = {span}")
+            unit = "windows" if metric_kind(metric) == "causal" else "texts"
+            texts.append(f"{METRICS[metric].heading} n = {span} {unit}")
     return "; ".join(texts)
 
 
@@ -49,7 +51,11 @@ def caption(run: Run, rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:
 def machine(run: Run) -> str:
     """Device, threads and commit, each named once."""
     devices = run.distinct("provenance", "device") or run.distinct("speed", "device")
-    threads = run.distinct("provenance", "threads")
+    timed, judged = (
+        sorted({str(dig(r, "provenance", "threads") or "") for r in run.records if is_timed(r) is times} - {""})
+        for times in (True, False)
+    )
+    threads = [*judged, *(f"{n} for times" for n in timed if timed != judged)]
     commits = [commit[:12] for commit in run.distinct("provenance", "commit")]
     parts = [
         f"device {', '.join(devices)}" if devices else "",
@@ -57,6 +63,11 @@ def machine(run: Run) -> str:
         f"commit {', '.join(commits)}" if commits else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def is_timed(record: Record) -> bool:
+    """Whether the record is of a cell that was run for its times: those have more threads."""
+    return dig(record, "cell", "order") == "speed"
 
 
 def footer(run: Run, rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:

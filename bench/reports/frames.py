@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from bench.reports.stats import Stat, pool, read_stat
@@ -111,6 +112,17 @@ class Row:
         """How many times faster than the fp32 model: records hold the fp32 model's time over this one's."""
         return self.stat("speed", name)
 
+    def within_noise(self, path: str) -> bool:
+        """Whether the ratio of this path meets that of the baseline to itself, in any seed."""
+        return any(dig(r, "speed", f"{path}_ratio", "within_noise") is True for r in self.records)
+
+    def items(self, metric: str) -> list[float]:
+        """The values of a metric's items, means over the seeds; none unless every seed holds them."""
+        held = [dig(r, "accuracy", metric, "items") for r in self.records]
+        if not all(isinstance(values, list) and len(values) == len(held[0]) for values in held):
+            return []
+        return [fmean(values) for values in zip(*held, strict=True)]
+
 
 class Run:
     """The records of one report; of several records of one cell the last finished one counts, else the last."""
@@ -178,10 +190,10 @@ class Run:
         return None
 
     def first(self, row: Row, path: Sequence[str], *orders: str) -> Row:
-        """`row` itself if it has something at `path`, else the first of `orders` that does, else `row`."""
+        """`row` itself if it has something at `path`, else the first of `orders` on its task that does, else `row`."""
         for order in (row.order, *orders):
             found = self.find(row, order)
-            if found is not None and found.stat(*path).value is not None:
+            if found is not None and found.task == row.task and found.stat(*path).value is not None:
                 return found
         return row
 

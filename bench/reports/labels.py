@@ -33,8 +33,16 @@ class Label:
     color: str | tuple[float, float, float]
 
 
-def place(made: Figure, axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]]) -> int:
+def place(
+    made: Figure,
+    axes: Axes,
+    labels: Sequence[Label],
+    points: Sequence[tuple[float, float]],
+    thin: Sequence[tuple[float, float]] = (),
+) -> int:
     """Draw the labels in their order, the first have the choice; the number of those placed.
+
+    They keep clear of the markers at `points` and of what runs through the places `thin`.
 
     The layout must be final: limits set, and `made` drawn once.
     """
@@ -42,6 +50,8 @@ def place(made: Figure, axes: Axes, labels: Sequence[Label], points: Sequence[tu
     half = MARKER * pixel
     at = [axes.transData.transform(point) for point in points]
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in at]
+    lines = [axes.transData.transform(point) for point in thin]
+    taken += [Bbox.from_extents(x - pixel, y - pixel, x + pixel, y + pixel) for x, y in lines]
     frame = axes.get_window_extent()
     placed = 0
     for label in labels:

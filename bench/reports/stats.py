@@ -3,8 +3,9 @@
 Text follows the rounding rule of the Particle Data Group (Review of Particle Physics, introduction, 5.3): the
 half-width, here the distance to the farther end of the interval, keeps two digits when they are below 3.55 and one
 otherwise, and the value is cut at the same decimal place. A figure without an interval gets a fixed number of
-significant digits. A difference whose interval contains 0, or a ratio whose
-interval contains 1, is marked `≈`.
+significant digits. An interval that reaches much farther on one side, or farther than the value though it does not
+contain 0, is written out as `value [low, high]`. A difference whose interval contains 0, or a ratio whose interval
+contains 1, is marked `≈`.
 """
 
 # ruff: noqa: RUF001
@@ -22,6 +23,7 @@ MISSING = "–"
 SAME = "≈"
 SMALL, LARGE = 1e-3, 1e6  # shown sizes without an exponent
 TWO_DIGITS = 3.545
+LOPSIDED = 2.5  # times as far to one end of an interval as to the other
 Z95 = 1.959964  # normal quantile, for turning an interval into a standard error and back
 
 
@@ -128,15 +130,22 @@ def number_text(value: float | None, digits: int = 3, signed: bool = False) -> s
         return f"{value:.0f}"
     size = abs(value)
     if size < SMALL or size >= LARGE:
-        return f"{value:{'+' if signed else ''}.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e+")
+        return (
+            f"{value:{'+' if signed else ''}.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+        )
     return _fixed(value, digits - 1 - math.floor(math.log10(size)), signed)
 
 
-def estimate_text(stat: Stat, digits: int = 3, signed: bool = False, neutral: float | None = None) -> str:
-    """`value ± half-width`, digits limited by the interval; marked where the interval contains `neutral`."""
+def estimate_text(
+    stat: Stat, digits: int = 3, signed: bool = False, neutral: float | None = None, same: bool = False
+) -> str:
+    """`value ± half-width`, digits limited by the interval; marked where it contains `neutral`, or if `same`."""
     if stat.value is None:
         return MISSING
-    mark = f" {SAME}" if neutral is not None and stat.contains(neutral) else ""
+    mark = f" {SAME}" if same or (neutral is not None and stat.contains(neutral)) else ""
+    if lopsided(stat):
+        ends = ", ".join(number_text(end, 2, signed) for end in (stat.low, stat.high))
+        return f"{number_text(stat.value, 2, signed)} [{ends}]{mark}"
     ends = [abs(end - stat.value) for end in (stat.low, stat.high) if end is not None]
     half = max(ends, default=0.0)
     if half == 0:
@@ -146,6 +155,15 @@ def estimate_text(stat: Stat, digits: int = 3, signed: bool = False, neutral: fl
         return _around(stat.value, half, signed) + mark
     exponent = math.floor(math.log10(size))
     return f"({_around(stat.value / 10.0**exponent, half / 10.0**exponent, signed)})e{exponent}{mark}"
+
+
+def lopsided(stat: Stat) -> bool:
+    """Whether `value ± half-width` would misstate the interval."""
+    if stat.value is None or stat.low is None or stat.high is None:
+        return False
+    near, far = sorted((stat.value - stat.low, stat.high - stat.value))
+    swallowed = far > abs(stat.value) and not stat.contains(0.0)
+    return far > 0 and (swallowed or (far > LOPSIDED * near and far > 0.05 * abs(stat.value)))
 
 
 def _around(value: float, half: float, signed: bool) -> str:

@@ -183,7 +183,6 @@ def speed(bits: float, family: str, rng: random.Random) -> dict[str, Any]:
         "forward_b1_bf16_s": stat(0.012 / ratio, 0.001, 30),
         "forward_b1_bf16_ratio": stat(1.6 * ratio, half, 30),
         "forward_b1_bf16_ratio_bf16": stat(ratio, half, 30),
-        "prefill_bf16_s": stat(0.12 / ratio, 0.01, 30),
         "prefill_bf16_ratio": stat(1.6 * ratio**0.6, half, 30),
         "prefill_bf16_ratio_bf16": stat(ratio**0.6, half, 30),
         "train_step_s": stat(0.6, 0.02, 20),

@@ -151,8 +151,9 @@ def test_explain_and_show_know_the_threads_of_each_order(capsys, tmp_path):
         shown = capsys.readouterr().out.rstrip().splitlines()[-1]
         assert shown.startswith("reproduce: bench run quick ")
         assert f" --threads {threads} " in shown
-        again = shown.removeprefix("reproduce: bench ").removesuffix(" --force").split()
-        assert main([*again, "--no-plots"]) == 0
+        again, _, fresh = shown.removeprefix("reproduce: bench ").removesuffix(" --force").partition(" --out ")
+        assert fresh.startswith("results/local/reproduced/")
+        assert main([*again.split(), "--out", str(out), "--no-plots"]) == 0
         assert "1 of 1 cells reused" in capsys.readouterr().err, "the command has the same key"
     cell = "tiny-causal/alice/speed/nf4-g64/0"
     assert main(["explain", cell, "--out", str(out), "--threads", "3"]) == 0
@@ -174,7 +175,7 @@ def test_show_tells_everything_and_the_command_that_reproduces_it(capsys, tmp_pa
     assert '"forward_b1_s"' in out
     assert out.rstrip().endswith(
         "reproduce: bench run quick --models m --tasks t --orders beneath --methods nf4-g64 --seeds 0 "
-        f"--device cpu --threads 2 --out {tmp_path / 'r'} --force"
+        "--device cpu --threads 2 --out results/local/reproduced/k --force"
     )
     assert main(["show", "m/t/beneath/nf5-g64/0", "--out", str(tmp_path / "r")]) == 2
     assert f"Did you mean '{NF4}'?" in capsys.readouterr().err
@@ -250,3 +251,31 @@ def test_a_report_that_cannot_be_written_loses_no_record(tmp_path, monkeypatch):
     with pytest.raises(StoppedError, match="the records are safe"):
         run_toys(tmp_path, ["a"])
     assert b'"status":"ok"' in (tmp_path / FILE).read_bytes()
+
+
+def test_a_report_removes_the_files_of_the_one_before_and_no_other(tmp_path, monkeypatch):
+    from bench.session import Reports
+    from tests.bench import toy_main
+
+    def files(folder):
+        return sorted(str(p.relative_to(folder)) for p in folder.glob("*/*") if p.parent.name in ("tables", "plots"))
+
+    def reports(*names):
+        def write(out, records, plots):
+            paths = [out / name for name in names]
+            for path in paths:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text("x")
+            page = out / "README.md"
+            page.write_text(" ".join(f"[{name}]({name})" for name in names) + " ![up](plots/../../up.md)")
+            return [*paths, page]
+
+        monkeypatch.setattr(toy_main, "Reports", lambda _, table: Reports(write, table))
+        assert run_toys(tmp_path / "r", ["a"]) == 0
+
+    (tmp_path / "up.md").write_text("mine")
+    reports("tables/a-quick.md", "plots/a-quick.png", "plots/b.svg")
+    (tmp_path / "r" / "tables" / "notes.md").write_text("mine")
+    reports("tables/a.md", "plots/b.svg")
+    assert files(tmp_path / "r") == ["plots/b.svg", "tables/a.md", "tables/notes.md"]
+    assert (tmp_path / "up.md").read_text() == "mine"

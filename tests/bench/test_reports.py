@@ -17,7 +17,6 @@ from bench.reports.escape import csv_text, markdown_text, plot_text, tex_text
 from bench.reports.frames import Run
 from bench.reports.stats import MISSING, SAME, Stat, estimate_text, number_text, pool
 from bench.reports.table import TABLES, Table
-from bench.reports.tables.methods import ranks
 from bench.reports.terminal import fit
 from tests.bench.sample_records import METHODS, record, sample, stat
 
@@ -115,19 +114,6 @@ def test_a_run_on_another_text_is_ranked_by_that_text() -> None:
     assert "Δ perplexity, Alice" in heading
     assert [row[heading.index("method")] for row in rows] == ["nf4", "nf2"]
     assert [row[heading.index("rank")] for row in rows] == ["1", "2"]
-
-
-@pytest.mark.parametrize(
-    ("intervals", "expected"),
-    [
-        ([(1, 0.9, 1.1), (2, 1.9, 2.1)], ["1", "2"]),
-        ([(1, 0.9, 1.1), (1.15, 1.05, 1.25), (3, 2.9, 3.1)], ["1=", "1=", "3"]),
-        ([(1, 0.8, 1.2), (1.3, 1.1, 1.5), (1.6, 1.4, 1.8)], ["1=", "1=", "1="]),
-        ([(1, None, None), (1, None, None), (None, None, None)], ["1=", "1=", ""]),
-    ],
-)
-def test_a_rank_is_shared_with_the_row_above_when_intervals_overlap(intervals: list[Any], expected: list[str]) -> None:
-    assert ranks([Stat(*i) for i in intervals]) == expected
 
 
 @pytest.mark.parametrize(

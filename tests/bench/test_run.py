@@ -94,6 +94,16 @@ def test_running_again_reuses_what_is_ok_and_retries_failures(tmp_path, capfd):
     assert "reused" not in capfd.readouterr().err
 
 
+def test_a_narrowed_run_reports_the_whole_folder(tmp_path, capfd):
+    run_toys(tmp_path, ["a", "b", "broken"])
+    capfd.readouterr()
+    assert run_toys(tmp_path, ["a"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "3 rows\n"
+    assert "\n1 cells: 1 ok. Report of all 3 cells in the folder: " in err
+    assert "broken" not in err, "that cell was not part of this run"
+
+
 def test_a_missing_gpu_skips_the_cells_with_the_reason(tmp_path, capfd, monkeypatch):
     import torch
 

@@ -29,6 +29,8 @@ def judged(run: Run, model: str) -> tuple[str, str]:
 
 
 MB = 1e6
+FEWEST = 3  # trained models that are worth a panel
+FAR = 20
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,17 @@ def ticks(axis: object) -> None:
 
 def names(figure: Figure, axes: Axes, shown: list[Regime]) -> None:
     """References by their regime, QLoRA points by their method."""
-    labels, points = [], []
+    labels, points, whiskers = [], [], []
     for regime in shown:
         if regime.memory is None or regime.stat.value is None:
             continue
         text = regime.row.method if regime.row.order == "qlora" else regime.row.order
         labels.append(Label(regime.memory, regime.stat.value, plot_text(text, 26), style.ink(regime.row.family)))
         points.append((regime.memory, regime.stat.value))
-    place(figure, axes, labels, points)
+        low, high = regime.stat.low, regime.stat.high
+        if low is not None and high is not None:
+            whiskers += [(regime.memory, low + (high - low) * i / 20) for i in range(21)]
+    place(figure, axes, labels, points, whiskers)
 
 
 @plot("adapting")
@@ -104,9 +109,11 @@ def adapting(run: Run) -> Plot | None:
     """A panel for each model and task."""
     pairs = sorted({(r.model, r.task) for r in run.select(*REFERENCES, "qlora") if r.model in run.kinds})
     panels = {pair: regimes(run, *pair) for pair in pairs}
-    panels = {pair: shown for pair, shown in panels.items() if any(r.memory is not None for r in shown)}
+    panels = {pair: shown for pair, shown in panels.items() if sum(r.memory is not None for r in shown) >= FEWEST}
     if not panels:
         return None
+    everything, panels = panels, {pair: near(run, pair[0], shown) for pair, shown in panels.items()}
+    left_out = [r.row.method for pair, shown in everything.items() for r in shown if r not in panels[pair]]
     figure, grid = style.figure(3.3 * len(panels) + 1.2, len(panels), 1)
     for ((model, task), shown), (axes,) in zip(panels.items(), grid, strict=True):
         kind = run.kinds[model]
@@ -126,7 +133,17 @@ def adapting(run: Run) -> Plot | None:
         names(figure, axes, shown)
     rows = [r.row for shown in panels.values() for r in shown]
     notes = footer(run, rows, ("accuracy", f"perplexity_{run.adapted}")) + " · bars are 95 % intervals"
-    return Plot(figure, title, notes, data(run, panels))
+    if left_out:
+        notes += f" · over {FAR} times the best perplexity, not drawn: {', '.join(plot_text(m) for m in left_out)}"
+    return Plot(figure, title, notes, data(run, everything))
+
+
+def near(run: Run, model: str, shown: list[Regime]) -> list[Regime]:
+    """Without the perplexities that would leave no room for the others."""
+    if run.kinds[model] == "encoder":
+        return shown
+    best = min(r.stat.value for r in shown if r.stat.value is not None)
+    return [r for r in shown if r.stat.value is not None and r.stat.value <= FAR * best]
 
 
 def data(run: Run, panels: dict[tuple[str, str], list[Regime]]) -> pd.DataFrame:

@@ -1,7 +1,8 @@
-"""`layer-heatmap`: signal to quantization noise of every layer under a few methods, in dB, on one scale.
+"""`layer-heatmap`: how far each layer's signal to quantization noise is from that of the method's middle layer, in dB.
 
-Layers stand side by side, by their matrix first and by depth within it, so that a weak matrix shows as a dark band and
-a weak depth as a repeated dark column.
+The middle itself is named beside the method: methods of other widths differ by tens of dB, layers by few. Layers stand
+side by side, by their matrix first and by depth within it, so that a weak matrix shows as a red band and a weak depth
+as a repeated red column.
 """
 
 from __future__ import annotations
@@ -60,8 +61,11 @@ def frame_of(rows: list[Row]) -> pd.DataFrame:
 
 def panel(axes: Axes, table: pd.DataFrame, rows: list[Row], scale: Normalize) -> None:
     """One model; a white line between matrices, their names below."""
-    sns.heatmap(table.astype(float), ax=axes, cmap="viridis", norm=scale, cbar=False, rasterized=True, **NO_NAMES)
-    axes.set_yticks(np.arange(len(table)) + 0.5, [plot_text(m, 24) for m in table.index], rotation=0, fontsize=8)
+    middle = table.median(axis=1)
+    away = table.sub(middle, axis=0).astype(float)
+    sns.heatmap(away, ax=axes, cmap="RdBu", norm=scale, cbar=False, rasterized=True, **NO_NAMES)
+    names = [f"{plot_text(str(m), 24)}  {middle[m]:.1f} dB" for m in table.index]
+    axes.set_yticks(np.arange(len(table)) + 0.5, names, rotation=0, fontsize=8)
     for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_color(style.ink(row.family))
     matrices = [split(str(n))[0] for n in table.columns]
@@ -69,9 +73,9 @@ def panel(axes: Axes, table: pd.DataFrame, rows: list[Row], scale: Normalize) ->
     for start in starts[1:]:
         axes.axvline(start, color="white", lw=2.5)
     centres = [(a + b) / 2 for a, b in zip(starts, [*starts[1:], len(matrices)], strict=True)]
-    names = [plot_text(matrices[i].replace("attention.", "attn.").replace("self_attn.", ""), 18) for i in starts]
-    crowded = len(names) > 8 or max(map(len, names)) * len(names) > 74
-    axes.set_xticks(centres, names, rotation=20 if crowded else 0, ha="right" if crowded else "center", fontsize=8)
+    below = [plot_text(matrices[i].replace("attention.", "attn.").replace("self_attn.", ""), 18) for i in starts]
+    crowded = len(below) > 8 or max(map(len, below)) * len(below) > 74
+    axes.set_xticks(centres, below, rotation=20 if crowded else 0, ha="right" if crowded else "center", fontsize=8)
     axes.tick_params(length=0)
 
 
@@ -85,19 +89,21 @@ def layer_heatmap(run: Run) -> Plot | None:
     if not chosen:
         return None
     tables = {m: frame_of(some) for m, some in chosen.items()}
-    values = np.concatenate([t.to_numpy(dtype=float).ravel() for t in tables.values()])
-    low, high = (float(v) for v in np.nanquantile(values, [0.01, 0.99]))
-    scale = Normalize(low, high if high > low else low + 1.0)
+    away = [t.sub(t.median(axis=1), axis=0).to_numpy(dtype=float).ravel() for t in tables.values()]
+    reach = float(np.nanquantile(np.abs(np.concatenate(away)), 0.98)) or 1.0
+    scale = Normalize(-reach, reach)
     heights = [0.23 * len(t) + 0.55 for t in tables.values()]
     figure, grid = style.figure(sum(heights) + 1.1, len(tables), 1, gridspec_kw={"height_ratios": heights})
     for (model, table), (axes,) in zip(tables.items(), grid, strict=True):
         panel(axes, table, chosen[model], scale)
         depth = len({split(str(n))[1] for n in table.columns})
-        axes.set_title(f"{plot_text(model)}: {table.shape[1]} layers, {depth} blocks from left to right", loc="left")
+        few_of = f"{len(table)} of {sum(m == model for m, _ in rows)} methods"
+        title = f"{plot_text(model)}: {table.shape[1]} layers, {depth} blocks from left to right; {few_of}"
+        axes.set_title(title, loc="left")
     grid[-1][0].set_xlabel("layer, by matrix and depth")
     mesh = grid[0][0].collections[0]
     bar = figure.colorbar(mesh, ax=[line[0] for line in grid], shrink=0.8, pad=0.02, extend="both")
-    bar.set_label("SQNR (dB), higher is better")
+    bar.set_label("SQNR against the method's middle layer (dB): blue is better kept")
     bar.outline.set_visible(False)  # type: ignore[operator]
     long = [
         {"model": m, "method": method, "layer": layer, "sqnr_db": table.loc[method, layer]}

@@ -100,7 +100,7 @@ def close_up(points: list[Point]) -> list[Point]:
 def pareto(run: Run, kind: str) -> Plot | None:
     """The figure of one kind of model; several models or tasks of a kind share it."""
     name, metric = run.ranking(kind)
-    rows = run.select("beneath", kind=kind)
+    rows = [r for r in run.select("beneath", kind=kind) if r.metric(name).value is not None]
     ranked = points_of(rows, [r.metric(name) for r in rows])
     upper = [p for p in ranked if p.loss > 0]
     if not upper:
@@ -161,7 +161,15 @@ def label(figure: Figure, axes: Axes, first: list[Point], others: list[Point], d
     """Names of the front, then of the families one asks about, then of all for which there is room."""
     rest = sorted((p for p in others if p not in first), key=lambda p: (p.row.family not in NOTABLE, -p.loss))
     names = [Label(p.bits, p.loss, plot_text(p.row.method, 26), style.ink(p.row.family)) for p in (*first, *rest)]
-    place(figure, axes, names, [(p.bits, p.loss) for p in drawn])
+    place(figure, axes, names, [(p.bits, p.loss) for p in drawn], [along for p in drawn for along in whisker(p)])
+
+
+def whisker(point: Point) -> list[tuple[float, float]]:
+    """Places along the interval of a point, closer together than a label is high."""
+    low, high = point.stat.low, point.stat.high
+    if low is None or high is None or low <= 0:
+        return []
+    return [(point.bits, low * (high / low) ** (i / 12)) for i in range(13)]
 
 
 def _fold(axes: Axes, points: list[Point]) -> None:

@@ -49,8 +49,8 @@ def columns(rows: list[Row], perplexity: str) -> tuple[Column, ...]:
         Column(METRICS[perplexity].heading, key_of(perplexity), keep=8),
         Column("Δ perplexity to LoRA", delta_key(perplexity), signed=True, keep=7),
         *(Column(f"{part} (MB)", f"training_{part}_bytes", scale=MB, keep=2) for part in PARTS),
-        Column("peak training (MB)", "training_peak_bytes", scale=MB, keep=6),
-        Column("training (s)", "train_s", keep=3),
+        Column("peak of a step (MB)", "training_peak_bytes", scale=MB, keep=6),
+        Column("training, dense weights (s)", "train_s", keep=3),
     )
 
 
@@ -62,7 +62,12 @@ def adapting(run: Run) -> list[Table]:
     rows.sort(key=lambda r: (r.model, r.task, order[r.order], r.number("memory", "bits_per_weight") or 0.0, r.method))
     if not rows:
         return []
-    notes = ("Differences are to the LoRA row of the same model and task.",)
+    notes = (
+        "Differences are to the LoRA row of the same model and task.",
+        "Peak of a step: memory of one training step of the packed model on the largest batch of its training.",
+        "Training runs on decoded weights, for speed: its seconds are not those of the packed model, and cells share the "
+        "machine. A LoRA row's adapter may come from an earlier run, as `training.trained_utc` of its record says.",
+    )
     metrics = ("accuracy", "loss", f"perplexity_{run.adapted}")
     frame = pd.DataFrame([fill(r, metrics) for r in rows])
     title = "Adapting: reference regimes and QLoRA"

@@ -1,8 +1,9 @@
 """The main tables, `methods-encoder` and `methods-causal`: every method beneath the adapter, ranked by its distance to
 the unquantized model.
 
-A row whose interval overlaps that of the row above has its rank, marked `=`. Times and training memory come from the
-row itself or, where quality and speed were measured in different cells, from the `speed` or `qlora` cell of the method.
+A row that is not told apart from the first of its rank shares it, marked `=` (see `bench.reports.ranks`). Times and
+training memory come from the row itself or, where quality and speed were measured in different cells, from the `speed`
+or `qlora` cell of the method on the same task.
 """
 
 # ruff: noqa: RUF001
@@ -15,25 +16,12 @@ import pandas as pd
 
 from bench.reports.caption import caption
 from bench.reports.frames import Row, Run, metric_kind, unit_of
-from bench.reports.stats import Stat, overlap
+from bench.reports.ranks import ranks
 from bench.reports.table import Column, Table, put, table
 from bench.schema import METRICS
 
 SPEEDS = ("forward_b1", "prefill", "train_step", "forward_b1_bf16", "prefill_bf16")
 MB = 1e-6
-
-
-def ranks(stats: Sequence[Stat]) -> list[str]:
-    """Ranks of figures in ascending order; one whose interval overlaps that of its predecessor shares its rank, and all
-    that share one carry `=`. An unknown figure has no rank."""
-    numbers: list[int] = []
-    for i, stat in enumerate(stats):
-        if stat.value is None:
-            break
-        tied = i > 0 and overlap(stats[i - 1], stat)
-        numbers.append(numbers[-1] if tied else i + 1)
-    texts = [f"{n}=" if numbers.count(n) > 1 else str(n) for n in numbers]
-    return texts + [""] * (len(stats) - len(texts))
 
 
 def key_of(metric: str) -> str:
@@ -64,6 +52,7 @@ def fill(run: Run, row: Row, kind: str) -> dict[str, Any]:
     for name in SPEEDS:
         timed = run.first(row, ("speed", f"{name}_ratio"), "speed", "qlora")
         put(out, f"{name}_speedup", timed.speedup(f"{name}_ratio"))
+        out[f"{name}_speedup_within_noise"] = timed.within_noise(name)
     path = ("training_memory", "peak_bytes")  # of one kind of cell for all methods of a model: their batches differ
     measured = any(r.model == row.model and r.number(*path) is not None for r in run.select("speed"))
     out["training_peak_bytes"] = run.first(row, path, "speed" if measured else "qlora").number(*path)
@@ -109,7 +98,7 @@ def columns(run: Run, kind: str, rows: Sequence[Row]) -> tuple[Column, ...]:
         Column("forward b1 in bf16 (× fp32)", "forward_b1_bf16_speedup", neutral=1.0, keep=6),
         Column("prefill in bf16 (× fp32)", "prefill_bf16_speedup", neutral=1.0, keep=2),
         Column("train step (× fp32)", "train_step_speedup", neutral=1.0, keep=2),
-        Column("peak training (MB)", "training_peak_bytes", scale=MB, keep=3),
+        Column("peak of a step (MB)", "training_peak_bytes", scale=MB, keep=3),
     )
 
 
@@ -121,15 +110,19 @@ def methods_table(run: Run, kind: str) -> list[Table]:
     for model, task in sorted({(r.model, r.task) for r in rows}):
         group = [(r, r.metric(ranking)) for r in rows if (r.model, r.task) == (model, task)]
         group.sort(key=lambda pair: (pair[1].value is None, pair[1].value or 0.0, pair[0].method))
-        ordered += zip([r for r, _ in group], ranks([s for _, s in group]), strict=True)
+        numbers = ranks([s for _, s in group], [r.items(ranking) for r, _ in group])
+        ordered += zip([r for r, _ in group], numbers, strict=True)
     frame = pd.DataFrame([fill(run, row, kind) | {"rank": rank} for row, rank in ordered])
     if frame.empty:
         return []
     names = [m for m in METRICS if metric_kind(m) == kind]
     title = f"Methods beneath the adapter, {kind} models ({', '.join(sorted({r.model for r in rows}))})"
     notes = [
-        f"Ranked by {metric.heading} to the unquantized model; = marks ranks shared because intervals overlap.",
-        "Speed-ups are over the fp32 model of the same run: above 1 is faster.",
+        f"Ranked by {metric.heading} to the unquantized model; = marks a rank shared with the first row of that rank, "
+        "from which the row is not told apart on the same items (95 % interval of the paired difference).",
+        *(("The cosine distance is that of the backbone without its adapter.",) if kind == "encoder" else ()),
+        "Speed-ups are over the fp32 model of the same run: above 1 is faster; ≈: no more than fp32 differs from itself.",
+        "Peak of a step: memory of one training step of the `speed` cell, whose batch the table of training memory has.",
         "A dash is a figure that was not measured; the table of failures says why where a cell did not finish.",
     ]
     shown = columns(run, kind, rows)

@@ -37,7 +37,10 @@ def fill(row: Row) -> dict[str, Any]:
     for path in PATHS:
         put(out, f"{path}_s", row.stat("speed", f"{path}_s"))
         put(out, f"{path}_speedup", row.speedup(f"{path}_ratio"))
+        out[f"{path}_speedup_within_noise"] = row.within_noise(path)
         put(out, f"{path}_speedup_bf16", row.speedup(f"{path}_ratio_bf16"))
+    put(out, "noise", row.stat("speed", "noise"))
+    out["noisy"] = any(dig(r, "speed", "noisy") is True for r in row.records)
     put(out, "prefill_tokens_per_s", row.stat("speed", "prefill_tokens_per_s"))
     put(out, "quantize_s", row.stat("speed", "quantize_s"))
     for name in ("implementation", "implementation_bf16"):
@@ -64,13 +67,20 @@ def speed(run: Run) -> list[Table]:
             if p.endswith("bf16")
         ),
         *(Column(f"{HEADINGS[p]} (ms)", f"{p}_s", scale=1e3, keep=5) for p in PATHS),
+        Column("fp32 over itself", "noise", keep=3),
         Column("prefill (tokens/s)", "prefill_tokens_per_s", keep=4),
         Column("quantize (s)", "quantize_s", keep=3),
         Column("implementation: layers", "implementation", text=True, keep=2),
         Column("in bf16", "implementation_bf16", text=True, keep=2),
     )
+    busy = sum(bool(noisy) for noisy in frame["noisy"])
     notes = (
+        *(
+            (f"{busy} of {len(rows)} were timed on a busy machine, or with fp32 far from itself: `noisy` in the CSV.",)
+            * bool(busy)
+        ),
         "Speed-ups are over the model in fp32 (× fp32) or in bfloat16 (× bf16) of the same run: above 1 is faster. "
-        f"In bf16: what is not quantized and the activations are bfloat16. {INTERVALS}.",
+        "In bf16: what is not quantized and the activations are bfloat16. Fp32 over itself: the same model timed twice in "
+        f"the same rounds; ≈ also marks a ratio that meets it. {INTERVALS}.",
     )
     return [Table("speed", "Speed", columns, frame, caption(run, rows), notes)]

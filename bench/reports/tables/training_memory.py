@@ -32,7 +32,8 @@ def trained_rows(run: Run) -> list[Row]:
 
 
 def fill(row: Row) -> dict[str, Any]:
-    out: dict[str, Any] = {"model": row.model, "task": row.task, "order": row.order, "method": row.method}
+    order = "lora on method" if row.order == "speed" else row.order
+    out: dict[str, Any] = {"model": row.model, "task": row.task, "order": order, "method": row.method}
     for part in (*PARTS, "peak"):
         out[f"{part}_bytes"] = row.number("training_memory", f"{part}_bytes")
     out["peak_rss_bytes"] = row.number("training_memory", "peak_rss_bytes")
@@ -56,5 +57,9 @@ def training_memory(run: Run) -> list[Table]:
         Column("batch", "batch", digits=0, keep=2),
         Column("tokens", "tokens", digits=0, keep=1),
     )
-    notes = ("The five parts sum to the peak. The resident set also holds the interpreter and its libraries.",)
+    notes = (
+        "The five parts sum to the peak. The resident set also holds the interpreter and its libraries.",
+        "Batch is in texts, tokens are those of the whole batch with its padding. `lora on method`: one step of a fresh "
+        "adapter on the quantized model, of the smaller batch of the timed cells.",
+    )
     return [Table("training-memory", "Training memory at the peak", columns, frame, caption(run, rows), notes)]
