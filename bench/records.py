@@ -23,6 +23,7 @@ from bench.schema import ORDERS, SCHEMA, STATUSES, Cell
 __all__ = ["FILE", "BadLine", "Record", "Store", "cell_of", "current", "latest", "parse", "read", "to_line"]
 
 FILE = "records.jsonl"
+UNFINISHED = ("interrupted", "skipped")  # statuses that say nothing of the cell itself
 Record = dict[str, Any]
 
 
@@ -101,12 +102,16 @@ def read(path: Path) -> tuple[list[Record], list[BadLine]]:
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:
-    """By key, the record that counts: the last one that is ok, else the last one."""
+    """By key, the record that counts: the last one, but no attempt of `UNFINISHED` displaces one that is ok.
+
+    An ok cell runs again only when that is asked for. Came it to another end then, this is what the folder says of it:
+    an older figure that could not be had again is not shown as if it were. It serves on when the attempt was cut off.
+    """
     out: dict[str, Record] = {}
     for record in records:
-        key = record["key"]
-        if record["status"] == "ok" or key not in out or out[key]["status"] != "ok":
-            out[key] = record
+        before = out.get(record["key"])
+        if before is None or before["status"] != "ok" or record["status"] not in UNFINISHED:
+            out[record["key"]] = record
     return out
 
 

@@ -67,7 +67,7 @@ def machine(run: Run) -> str:
 
 def is_timed(record: Record) -> bool:
     """Whether the record is of a cell that was run for its times: those have more threads."""
-    return dig(record, "cell", "order") == "speed"
+    return bool(dig(record, "cell", "order") == "speed")
 
 
 def footer(run: Run, rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:

@@ -65,8 +65,8 @@ def smallest_without_loss(run: Run) -> list[str]:
         if change.value is not None and change.low is not None and change.low > -TOLERATED:
             return [
                 f"The smallest method shown to lose less than {TOLERATED:g} points of accuracy on {plain(row.task)} is "
-                f"{plain(method)} at {number_text(size, 4)} bits: {estimate_text(change, signed=True)} points against the "
-                f"unquantized {plain(row.model)}, n = {stat.n} texts."
+                f"{plain(method)} at {number_text(size, 4)} bits: {estimate_text(change, signed=True)} points against "
+                f"the unquantized {plain(row.model)}, n = {stat.n} texts."
             ]
     return []
 

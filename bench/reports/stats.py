@@ -146,8 +146,8 @@ def estimate_text(
     if lopsided(stat):
         ends = ", ".join(number_text(end, 2, signed) for end in (stat.low, stat.high))
         return f"{number_text(stat.value, 2, signed)} [{ends}]{mark}"
-    ends = [abs(end - stat.value) for end in (stat.low, stat.high) if end is not None]
-    half = max(ends, default=0.0)
+    reaches = [abs(end - stat.value) for end in (stat.low, stat.high) if end is not None]
+    half = max(reaches, default=0.0)
     if half == 0:
         return number_text(stat.value, digits, signed) + mark
     size = max(half, abs(stat.value))

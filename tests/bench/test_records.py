@@ -95,9 +95,32 @@ def test_a_newer_schema_is_refused_and_the_file_left_alone(tmp_path):
     assert (tmp_path / FILE).read_bytes() == data
 
 
-def test_the_latest_ok_record_of_a_key_counts():
-    records = [record("a", x=1), record("a", x=2), record("a", "failed"), record("b", "failed", x=3, method="bf16")]
-    assert [r.get("x") for r in latest(records).values()] == [2, 3]
+@pytest.mark.parametrize(
+    ("statuses", "counts"),
+    [
+        (["ok", "ok"], 1),
+        (["failed", "ok"], 1),
+        (["ok", "failed"], 1),
+        (["ok", "oom"], 1),
+        (["ok", "timeout"], 1),
+        (["ok", "unsupported"], 1),
+        (["ok", "interrupted"], 0),
+        (["ok", "skipped"], 0),
+        (["ok", "failed", "interrupted"], 2),
+        (["ok", "interrupted", "failed"], 2),
+        (["failed", "interrupted"], 1),
+        (["interrupted", "ok", "interrupted", "skipped"], 1),
+    ],
+)
+def test_the_last_record_of_a_key_counts_unless_it_was_cut_off_after_an_ok_one(statuses, counts):
+    records = [record("a", status, x=i) for i, status in enumerate(statuses)]
+    assert [r["x"] for r in latest(records).values()] == [counts]
+    assert [r["x"] for r in current(records)] == [counts]
+
+
+def test_a_cell_stands_for_the_key_under_which_it_ran_last():
+    records = [record("a", x=2), record("b", "failed", x=3, method="bf16")]
+    assert [r["x"] for r in latest(records).values()] == [2, 3]
     changed = [record("old", x=1), record("new", "oom", x=2), record("new", "ok", x=3)]
     assert [r["x"] for r in current(changed)] == [3]
 

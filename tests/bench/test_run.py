@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bench.records import FILE, read
+from bench.records import FILE, current, read
 from tests.bench.toy_main import run_toys
 
 MANY = [f"m{i}" for i in range(12)]
@@ -92,6 +92,26 @@ def test_running_again_reuses_what_is_ok_and_retries_failures(tmp_path, capfd):
     speed = ["toy/task/speed/a"]
     assert run_toys(tmp_path, speed, threads=1) == run_toys(tmp_path, speed, threads=2) == 0
     assert "reused" not in capfd.readouterr().err
+
+
+def test_a_forced_cell_that_fails_is_a_failure_of_the_run_and_of_the_folder(tmp_path, capfd, monkeypatch):
+    switch = tmp_path / "switch"
+    monkeypatch.setenv("TOY_SWITCH", str(switch))
+    out = tmp_path / "r"
+    assert run_toys(out, ["a", "breakable"]) == 0
+    switch.touch()
+    assert run_toys(out, ["a", "breakable"]) == 0, "nothing runs"
+    capfd.readouterr()
+    assert run_toys(out, ["a", "breakable"], force="*/breakable/*") == 1
+    err = capfd.readouterr().err
+    assert "\nfailed  toy/task/beneath/breakable/0  KeyError" in err
+    assert "\n2 cells: 1 ok, 1 failed." in err
+    records, _ = read(out / FILE)
+    assert [(r["cell"]["method"], r["status"]) for r in current(records)] == [("a", "ok"), ("breakable", "failed")]
+    assert run_toys(out, ["a"]) == 0, "the failure is not of this run"
+    switch.unlink()
+    assert run_toys(out, ["a", "breakable"]) == 0
+    assert "1 of 2 cells reused, 1 to do" in capfd.readouterr().err
 
 
 def test_a_narrowed_run_reports_the_whole_folder(tmp_path, capfd):

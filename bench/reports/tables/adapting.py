@@ -65,8 +65,8 @@ def adapting(run: Run) -> list[Table]:
     notes = (
         "Differences are to the LoRA row of the same model and task.",
         "Peak of a step: memory of one training step of the packed model on the largest batch of its training.",
-        "Training runs on decoded weights, for speed: its seconds are not those of the packed model, and cells share the "
-        "machine. A LoRA row's adapter may come from an earlier run, as `training.trained_utc` of its record says.",
+        "Training runs on decoded weights, for speed: its seconds are not those of the packed model, and cells share "
+        "the machine. A LoRA row's adapter may come from an earlier run, as `training.trained_utc` of its record says.",
     )
     metrics = ("accuracy", "loss", f"perplexity_{run.adapted}")
     frame = pd.DataFrame([fill(r, metrics) for r in rows])

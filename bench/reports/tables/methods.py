@@ -121,8 +121,8 @@ def methods_table(run: Run, kind: str) -> list[Table]:
         f"Ranked by {metric.heading} to the unquantized model; = marks a rank shared with the first row of that rank, "
         "from which the row is not told apart on the same items (95 % interval of the paired difference).",
         *(("The cosine distance is that of the backbone without its adapter.",) if kind == "encoder" else ()),
-        "Speed-ups are over the fp32 model of the same run: above 1 is faster; ≈: no more than fp32 differs from itself.",
-        "Peak of a step: memory of one training step of the `speed` cell, whose batch the table of training memory has.",
+        "Speed-ups are over the fp32 model of the same run: above 1 is faster; ≈: not beyond fp32 against itself.",
+        "Peak of a step: memory of a training step of the `speed` cell, whose batch the table of training memory has.",
         "A dash is a figure that was not measured; the table of failures says why where a cell did not finish.",
     ]
     shown = columns(run, kind, rows)

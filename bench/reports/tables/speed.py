@@ -80,7 +80,7 @@ def speed(run: Run) -> list[Table]:
             * bool(busy)
         ),
         "Speed-ups are over the model in fp32 (× fp32) or in bfloat16 (× bf16) of the same run: above 1 is faster. "
-        "In bf16: what is not quantized and the activations are bfloat16. Fp32 over itself: the same model timed twice in "
-        f"the same rounds; ≈ also marks a ratio that meets it. {INTERVALS}.",
+        "In bf16: what is not quantized and the activations are bfloat16. Fp32 over itself: the same model timed twice "
+        f"in the same rounds; ≈ also marks a ratio that meets it. {INTERVALS}.",
     )
     return [Table("speed", "Speed", columns, frame, caption(run, rows), notes)]

@@ -59,7 +59,7 @@ def training_memory(run: Run) -> list[Table]:
     )
     notes = (
         "The five parts sum to the peak. The resident set also holds the interpreter and its libraries.",
-        "Batch is in texts, tokens are those of the whole batch with its padding. `lora on method`: one step of a fresh "
-        "adapter on the quantized model, of the smaller batch of the timed cells.",
+        "Batch is in texts, tokens are those of the whole batch with its padding. `lora on method`: one step of a "
+        "fresh adapter on the quantized model, of the smaller batch of the timed cells.",
     )
     return [Table("training-memory", "Training memory at the peak", columns, frame, caption(run, rows), notes)]
