@@ -104,8 +104,8 @@ def read(path: Path) -> tuple[list[Record], list[BadLine]]:
 def latest(records: Iterable[Record]) -> dict[str, Record]:
     """By key, the record that counts: the last one, but no attempt of `UNFINISHED` displaces one that is ok.
 
-    An ok cell runs again only when that is asked for. Came it to another end then, this is what the folder says of it:
-    an older figure that could not be had again is not shown as if it were. It serves on when the attempt was cut off.
+    An ok cell runs again only when that is asked for. If it then comes to another end, that is what the folder says:
+    an older figure that could not be had again is not shown as if it had been. After a cut-off attempt it still serves.
     """
     out: dict[str, Record] = {}
     for record in records:

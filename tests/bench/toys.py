@@ -44,7 +44,7 @@ def execute(cell: Cell, protocol: ToyProtocol) -> dict[str, Any]:
         time.sleep(600)
     if cell.method == "exit":
         raise SystemExit(7)
-    if cell.method == "broken" or (cell.method == "breakable" and Path(os.environ["TOY_SWITCH"]).exists()):
+    if cell.method == "broken":
         raise KeyError("no such layer")
     if cell.method == "nan":
         return {"accuracy": {"loss": {"value": float("nan")}}}
@@ -60,3 +60,8 @@ def execute(cell: Cell, protocol: ToyProtocol) -> dict[str, Any]:
         "accuracy": {"accuracy": {"value": 0.8, "low": 0.78, "high": 0.82, "n": 100}},
         "training": {"steps": protocol.steps, "pid": os.getpid(), "start_s": start, "end_s": time.monotonic()},
     }
+
+
+def fail(cell: Cell, protocol: ToyProtocol) -> dict[str, Any]:
+    """Every cell fails."""
+    raise ArithmeticError("the sum overflows")
