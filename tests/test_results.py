@@ -55,3 +55,12 @@ def test_every_figure_has_its_picture():
     data = sorted(p.stem for p in (RESULTS / "plots").glob("*.csv"))
     for kind in ("png", "svg"):
         assert sorted(p.stem for p in (RESULTS / "plots").glob(f"*.{kind}")) == data
+
+
+def test_the_unquantized_adapted_model_differs_from_itself_by_nothing(records):
+    """The rows that all others are compared with: every divergence is exactly zero, every agreement one."""
+    bases = [r["accuracy"] for r in records if r["cell"]["order"] == "lora"]
+    found = {(name, judged[name]["value"]) for judged in bases for name in judged if name.startswith(("kl_", "top1_"))}
+    assert {value for name, value in found if name.startswith("kl_")} == {0.0}
+    assert {value for name, value in found if name.startswith("top1_")} == {1.0}
+    assert {judged[name]["delta"] for judged in bases for name in judged if "delta" in judged[name]} == {0.0}

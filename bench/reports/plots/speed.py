@@ -58,7 +58,7 @@ def panel(axes: Axes, path: str, place: dict[str, float], shown: list[Row], mode
     low, high = min(ends) / 1.12, max(ends) * 1.12
     axes.set_xlim(low, high)
     ticks = TICKS if high > 16 * low else CLOSE_TICKS
-    axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
+    axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if 1.15 * low <= t <= high]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
     axes.set_title(HEADINGS[path], loc="left")
@@ -90,11 +90,10 @@ def speed(run: Run) -> Plot | None:
     for axes, path in zip(line, paths, strict=True):
         panel(axes, path, place, rows, models)
         axes.grid(axis="y", color="#F0F0F0")
-    line[0].set_yticks(range(len(methods)), [plot_text(m, 28) for m in methods], fontsize=7.5)
+    line[0].set_yticks(range(len(methods)), [plot_text(m, 28) for m in methods], fontsize=7.0)
     for tick, method in zip(line[0].get_yticklabels(), methods, strict=True):
         tick.set_color(style.ink(order[method][0]))
     line[0].set_ylim(len(methods) - 0.4, -0.6)
-    line[len(line) // 2].set_xlabel("speed-up over fp32 in the same run (×, log scale; right is faster)")
     fills = ("#555555", "white", "white", "white")
     entries = [
         *style.handles({r.family for r in rows}),
@@ -105,7 +104,7 @@ def speed(run: Run) -> Plot | None:
         ),
         Patch(color="#999999", alpha=0.28, lw=0, label="fp32 against itself"),
     ]
-    title = "Speed relative to fp32"
+    title = "Speed-up over fp32 in the same run (×, log scale; right is faster)"
     style.legend(figure, title, entries)
     notes = " · ".join(t for t in (footer(run, rows), sizes(rows, paths), "whiskers are 95 % intervals") if t)
     return Plot(figure, title, notes, data(rows))

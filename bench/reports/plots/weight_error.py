@@ -98,8 +98,8 @@ def weight_error(run: Run) -> Plot | None:
         left.text(0.985, 0.9, note, transform=left.transAxes, ha="right", va="top", fontsize=8, color=style.GREY)
         right.set_xlim(-reach, reach)
         left.set_ylabel("density")
-    grid[-1][0].set_xlabel("weight (ticks: the method's levels, at the layer's median scale)")
-    grid[-1][1].set_xlabel("error = restored − weight (unit of the weights)")  # noqa: RUF001
+    grid[-1][0].set_xlabel("weight (ticks: levels at the median scale)")
+    grid[-1][1].set_xlabel("error = restored − weight")  # noqa: RUF001
     layers = sorted({plot_text(h["layer"], 60) for _, h in shown if h["layer"]})
     notes = f"{plot_text(shown[0][0].model)}, layer {', '.join(layers)} · {machine(run)}"
     return Plot(figure, "Weights, levels and errors: one method for each family", notes, data(shown))
