@@ -133,7 +133,7 @@ def report_command(args: argparse.Namespace) -> int:
 
 def show_command(args: argparse.Namespace) -> int:
     """bench show"""
-    record, folder = showing.find_record(args.cell, showing.folders(args.out))
+    record, folder = showing.find_record(args.cell, showing.cells_in(showing.folders(args.out)))
     print(showing.show(record, folder))
     return 0
 
@@ -142,7 +142,7 @@ def explain_command(args: argparse.Namespace) -> int:
     """bench explain"""
     from bench.protocol import Protocol
 
-    record, _ = showing.find_record(args.cell, showing.folders(args.out))
+    record, _ = showing.find_record(args.cell, showing.cells_in(showing.folders(args.out)))
     before = record.get("key_parts") or {}
     origin = record.get("provenance") or {}
     fields = before.get("protocol") or {}
@@ -166,16 +166,16 @@ def explain_command(args: argparse.Namespace) -> int:
 
 def compare_command(args: argparse.Namespace) -> int:
     """bench compare; exit 2 when something asked for could not be compared"""
-    a, b = Path(args.a), Path(args.b)
-    if a.is_dir() and b.is_dir():
-        ours, theirs = ({str(cell_of(r)): r for r in showing.load_folder(folder)} for folder in (a, b))
-        pairs = [(cell, ours[cell], theirs[cell]) for cell in ours if cell in theirs]
-        if not pairs:
-            raise UsageError(f"{a} and {b} have no cell in common")
-    else:
-        where = showing.folders(args.out)
-        (left, _), (right, _) = showing.find_record(args.a, where), showing.find_record(args.b, where)
-        pairs = [(str(cell_of(left)), left, right)]
+    left, right = compare.sides(args.a, args.b, args.out)
+    if not Path(args.a).is_dir():
+        return _compare([(str(cell_of(left[0])), left[0], right[0])], (args.a, args.b), times=args.times)
+    ours, theirs = ({str(cell_of(record)): record for record in side} for side in (left, right))
+    for line in (compare.only_in("A", args.a, ours, theirs), compare.only_in("B", args.b, theirs, ours)):
+        if line:
+            print(line)
+    pairs = [(cell, ours[cell], theirs[cell]) for cell in ours if cell in theirs]
+    if not pairs:
+        raise UsageError(f"{args.a} and {args.b} have no cell in common")
     return _compare(pairs, (args.a, args.b), times=args.times)
 
 
@@ -184,9 +184,9 @@ def _compare(pairs: list[tuple[str, Record, Record]], names: tuple[str, str], *,
         compare.check_protocols(one, other)
     refusals = [compare.check_times(one, other, names) for _, one, other in pairs]
     refusal = next((text for text in refusals if text), "") if times else ""
-    table, same = compare.comparison(pairs, names, times=times and not refusal)
+    table, told = compare.comparison(pairs, names, times=times and not refusal)
     Console().print(table, markup=False)
-    print(f"{len(pairs)} cells in both; {same} figures equal, {table.row_count} differ")
+    print(f"{len(pairs)} cells in both; {told}")
     if refusal:
         raise UsageError(refusal)
     return 0

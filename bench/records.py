@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from bench.errors import CannotRunError, StoppedError, UsageError
 from bench.schema import ORDERS, SCHEMA, STATUSES, Cell
 
-__all__ = ["FILE", "BadLine", "Record", "Store", "cell_of", "current", "latest", "parse", "read", "to_line"]
+__all__ = ["FILE", "BadLine", "Record", "Store", "cell_of", "current", "latest", "parse", "read", "to_line", "torn"]
 
 FILE = "records.jsonl"
 UNFINISHED = ("interrupted", "skipped")  # statuses that say nothing of the cell itself
@@ -99,6 +99,13 @@ def read(path: Path) -> tuple[list[Record], list[BadLine]]:
         except ValueError as error:
             bad.append(BadLine(number, line, str(error)))
     return records, bad
+
+
+def torn(path: Path) -> BadLine | None:
+    """The last line of `path` when it has no end: it was cut off, or another run is writing it. None otherwise."""
+    data = path.read_bytes() if path.is_file() else b""
+    tail = data[data.rfind(b"\n") + 1 :]
+    return BadLine(data.count(b"\n") + 1, tail, "the line has no end") if tail else None
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:

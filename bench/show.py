@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from bench.errors import BenchError, UsageError, suggestion
 from bench.experiment import builtin
 from bench.key import changed
-from bench.records import FILE, Record, cell_of, current, read
+from bench.records import FILE, Record, cell_of, current, read, torn
 
-__all__ = ["RESULTS", "explain", "find_record", "folders", "load_folder", "reproduce", "show"]
+__all__ = ["RESULTS", "cells_in", "explain", "find_record", "folders", "load_folder", "reproduce", "show"]
 
 RESULTS = Path("results")
 
@@ -30,20 +31,38 @@ def folders(out: Path | None) -> list[Path]:
 
 
 def load_folder(folder: Path) -> list[Record]:
-    """One record a cell of a results folder; UsageError when there is none."""
-    records, bad = read(folder / FILE)
+    """One record a cell of a results folder; UsageError when there is none. Tells stderr which lines cannot be read."""
+    records, n_bad = _readable(folder)
     if not records:
-        lines = f" ({len(bad)} lines of it cannot be read)" if bad else ""
+        lines = f" ({n_bad} lines of it cannot be read)" if n_bad else ""
         raise UsageError(f"no records in {folder / FILE}{lines}")
-    return current(records)
+    return records
 
 
-def find_record(name: str, where: Iterable[Path]) -> tuple[Record, Path]:
-    """The record of the cell `name`, or of the only one that matches it as a pattern, and its folder."""
+def _readable(folder: Path) -> tuple[list[Record], int]:
+    """One record a cell, and how many lines are none. The file stays as it is: only the run that owns it mends it."""
+    path = folder / FILE
+    records, bad = read(path)
+    last = torn(path)
+    for line in [*bad, *([last] if last else [])]:
+        advice = f"Not counted; the next run with --out {folder} mends the file and runs its cell again"
+        print(f"warning: {path}:{line.number}: {line.why}. {advice}", file=sys.stderr)
+    return current(records), len(bad) + bool(last)
+
+
+def cells_in(where: Sequence[Path]) -> dict[str, tuple[Record, Path]]:
+    """Every cell on record in the folders `where` by name, from the first that has it; UsageError when none is."""
     known: dict[str, tuple[Record, Path]] = {}
     for folder in where:
-        for record in load_folder(folder):
+        for record in load_folder(folder) if len(where) == 1 else _readable(folder)[0]:
             known.setdefault(str(cell_of(record)), (record, folder))
+    if not known:
+        raise UsageError(f"no records in {', '.join(str(folder / FILE) for folder in where)}")
+    return known
+
+
+def find_record(name: str, known: Mapping[str, tuple[Record, Path]]) -> tuple[Record, Path]:
+    """The record of the cell `name`, or of the only one that matches it as a pattern, and its folder."""
     if name in known:
         return known[name]
     hits = [cell for cell in known if fnmatchcase(cell, name)]

@@ -9,6 +9,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.records import FILE, to_line
+from bench.session import Reports
 from tests.bench.test_records import record
 from tests.bench.toy_main import run_toys
 
@@ -181,27 +182,29 @@ def test_show_tells_everything_and_the_command_that_reproduces_it(capsys, tmp_pa
     assert f"Did you mean '{NF4}'?" in capsys.readouterr().err
 
 
-def test_compare_joins_two_folders(capsys, tmp_path):
-    a, b = save(tmp_path / "a", made(1.0)), save(tmp_path / "b", made(1.5))
-    assert main(["compare", str(a), str(b)]) == 0
-    out = capsys.readouterr().out
-    assert "+50.00" in out
-    assert "1 cells in both; 0 figures equal, 2 differ" in out
+def test_a_folder_without_records_hides_no_other(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "results" / "local" / "begun")
+    save(tmp_path / "results" / "r", made())
+    assert main(["show", NF4]) == 0
+    assert "folder    results/r\n" in capsys.readouterr().out
 
 
-def test_times_of_different_processors_are_not_compared(capsys, tmp_path):
-    a, b = save(tmp_path / "a", made(1.0)), save(tmp_path / "b", made(1.5, device="cpu B"))
-    assert main(["compare", str(a), str(b)]) == 2
-    out, err = capsys.readouterr()
-    assert "1 differ" in out
-    assert err.startswith("error: refusing to compare speed of cpu A with 2 threads (")
-    assert main(["compare", str(a), str(b), "--no-times"]) == 0
-
-
-def test_different_protocols_are_not_compared(capsys, tmp_path):
-    a, b = save(tmp_path / "a", made()), save(tmp_path / "b", made(steps=4))
-    assert main(["compare", str(a), str(b)]) == 2
-    assert f"error: {NF4} cannot be compared: the protocols differ in steps 3 and 4" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["report", "r", "--no-plots"], ["show", NF4, "--out", "r"], ["compare", "r", "r"]])
+def test_lines_that_cannot_be_read_are_told_and_left_alone(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.cli._reports", lambda: Reports(lambda out, records, plots: [], lambda r, width: ""))
+    folder = save(tmp_path / "r", made())
+    data = b"{oops}\n" + (folder / FILE).read_bytes() + b"[]\n" + to_line(made())[:-1]
+    (folder / FILE).write_bytes(data)
+    assert main(words) == 0
+    err = capsys.readouterr().err
+    advice = "Not counted; the next run with --out r mends the file and runs its cell again\n"
+    assert f"warning: r/{FILE}:1: invalid JSON at column 2. {advice}" in err
+    assert f"warning: r/{FILE}:3: not a JSON object. {advice}" in err
+    assert f"warning: r/{FILE}:4: the line has no end. {advice}" in err
+    assert [path.name for path in folder.iterdir()] == [FILE]
+    assert (folder / FILE).read_bytes() == data
 
 
 def test_debug_shows_the_traceback():
@@ -241,7 +244,6 @@ def test_presenting_files_are_not_in_the_key():
 
 def test_a_report_that_cannot_be_written_loses_no_record(tmp_path, monkeypatch):
     from bench.errors import StoppedError
-    from bench.session import Reports
     from tests.bench import toy_main
 
     def fails(out, records, plots):
@@ -254,7 +256,6 @@ def test_a_report_that_cannot_be_written_loses_no_record(tmp_path, monkeypatch):
 
 
 def test_a_report_removes_the_files_of_the_one_before_and_no_other(tmp_path, monkeypatch):
-    from bench.session import Reports
     from tests.bench import toy_main
 
     def files(folder):
