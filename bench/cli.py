@@ -17,12 +17,12 @@ from bench import catalog, compare, doctor
 from bench import show as showing
 from bench.child import EXECUTOR, warm_up
 from bench.errors import UsageError
+from bench.estimate import Estimate, duration
 from bench.experiment import Experiment, Selection, expand, find
 from bench.experiment_file import load
 from bench.plan import Fingerprints, make_plan, retried
-from bench.progress import Estimate, duration
 from bench.provenance import default_threads
-from bench.records import Record, cell_of, read
+from bench.records import Record, cell_of
 from bench.schedule import count_workers
 from bench.schema import Cell
 from bench.select import seeds, split
@@ -61,6 +61,7 @@ def run_command(args: argparse.Namespace) -> int:
         force=args.force,
         rerun=rerun,
         plots=args.plots,
+        past=lambda: showing.past(out),
     )
     return run_session(experiment, cells, _fingerprints(), _reports(), options)
 
@@ -94,17 +95,11 @@ def _reports() -> Reports:
 
 def _dry_run(cells: Sequence[Cell], out: Path, threads: int) -> int:
     """Print the cells and how long they should take; nothing is written."""
-    records = [record for folder in (out, showing.RESULTS / "default") for record in read(folder / "records.jsonl")[0]]
-    estimate = Estimate(records)
+    estimate = Estimate(showing.past(out))
     for cell in cells:
         print(f"{cell}  {duration(estimate.cell_s(cell))}")
-    measured = sum(estimate.measured(cell) for cell in cells)
     workers = count_workers(cells, threads, psutil.virtual_memory().available)
-    total = duration(estimate.run_s(cells, workers))
-    print(
-        f"{len(cells)} cells, about {total} with {workers} worker{'s' if workers > 1 else ''} "
-        f"(an estimate: {measured} from records, {len(cells) - measured} a rough guess)"
-    )
+    print(f"{len(cells)} cells, {estimate.said(cells, workers)}")
     return 0
 
 

@@ -32,6 +32,7 @@ NOT_MEASURING = (
     "compare.py",
     "doctor.py",
     "errors.py",
+    "estimate.py",
     "experiment.py",
     "experiment_file.py",
     "gate",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,91 +11,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from bench.estimate import Estimate, duration
 from bench.records import Record, cell_of
 from bench.run import Job
-from bench.schedule import ALONE
 from bench.schema import METRICS, Cell
 
-__all__ = ["Estimate", "Lines", "LiveTable", "duration", "headline"]
-
-# Seconds a cell takes on one thread (speed: on two), for a first guess before anything is on record.
-ROUGH_S = {
-    "smollm2": {
-        "untouched": 7.0,
-        "features": 35.0,
-        "prompt": 50.0,
-        "full": 60.0,
-        "lora": 45.0,
-        "beneath": 9.0,
-        "qlora": 50.0,
-        "merge": 10.0,
-        "speed": 10.0,
-    },
-    "minilm": {
-        "untouched": 12.0,
-        "features": 15.0,
-        "prompt": 40.0,
-        "full": 45.0,
-        "lora": 30.0,
-        "beneath": 5.0,
-        "qlora": 28.0,
-        "merge": 5.0,
-        "speed": 2.5,
-    },
-}
-TINY_S, TINY_SPEED_S = 0.4, 0.8
-
-
-def _rough_s(cell: Cell) -> float:
-    """A model that is not known is taken for the slower one."""
-    if cell.model.startswith("tiny-"):
-        return TINY_SPEED_S if cell.order == "speed" else TINY_S
-    return ROUGH_S.get(cell.model, ROUGH_S["smollm2"])[cell.order]
-
-
-class Estimate:
-    """Expected seconds of a cell: the median on record for its model, task and order, else a rough constant."""
-
-    def __init__(self, records: Iterable[Record]) -> None:
-        self._walls: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-        for record in records:
-            self.learn(record)
-
-    def learn(self, record: Record) -> None:
-        """Take a finished cell into account."""
-        cell = cell_of(record)
-        if record["status"] == "ok" and isinstance(record.get("wall_s"), (int, float)):
-            self._walls[cell.model, cell.task, cell.order].append(record["wall_s"])
-
-    def measured(self, cell: Cell) -> bool:
-        """Whether the estimate of `cell` rests on records."""
-        return bool(self._walls[cell.model, cell.task, cell.order])
-
-    def cell_s(self, cell: Cell) -> float:
-        """Seconds."""
-        if self.measured(cell):
-            return statistics.median(self._walls[cell.model, cell.task, cell.order])
-        return _rough_s(cell)
-
-    def run_s(self, cells: Iterable[Cell], workers: int, rough: float = 1.0) -> float:
-        """Seconds that `cells` take when `workers` share those that do not run alone; a rough guess times `rough`."""
-        beside: list[float] = [0.0]
-        alone = 0.0
-        for cell in cells:
-            seconds = self.cell_s(cell) * (1.0 if self.measured(cell) else rough)
-            if cell.order in ALONE:
-                alone += seconds
-            else:
-                beside.append(seconds)
-        return max(sum(beside) / workers, *beside) + alone
-
-
-def duration(seconds: float) -> str:
-    """'3.1 s', '4 min', '1 h 20 min'."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+__all__ = ["Lines", "LiveTable", "headline"]
 
 
 def headline(record: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +15,11 @@ from rich.console import Console, RenderableType
 
 from bench.child import EXECUTOR
 from bench.errors import StoppedError
+from bench.estimate import Estimate
 from bench.experiment import Experiment
 from bench.interrupts import Interrupts
 from bench.plan import Fingerprints, Plan, make_plan, missing_device
-from bench.progress import Estimate, Lines, LiveTable, headline
+from bench.progress import Lines, LiveTable, headline
 from bench.provenance import command
 from bench.records import Record, Store, cell_of, current, latest
 from bench.run import run
@@ -32,7 +33,10 @@ FAILURES = ("failed", "oom", "timeout")
 
 @dataclass(frozen=True)
 class Options:
-    """How to run. `threads` are the cores to use, by several workers or by one cell."""
+    """How to run. `threads` are the cores to use, by several workers or by one cell.
+
+    `past` gives records of any folder, from which the time is estimated.
+    """
 
     out: Path
     device: str = "cpu"
@@ -42,6 +46,7 @@ class Options:
     rerun: tuple[str, ...] = ("failed", "oom", "timeout", "skipped", "interrupted")
     plots: bool = True
     executor: str = EXECUTOR
+    past: Callable[[], Iterable[Record]] = tuple
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,10 @@ def _execute(
     notes: Console,
     interrupts: Interrupts,
 ) -> None:
-    estimate = Estimate(store.records)
-    workers = count_workers([job.cell for job in plan.todo], options.threads, psutil.virtual_memory().available)
+    estimate = Estimate([*options.past(), *store.records])
+    cells = [job.cell for job in plan.todo]
+    workers = count_workers(cells, options.threads, psutil.virtual_memory().available)
+    notes.print(f"{len(cells)} cells to do, {estimate.said(cells, workers)}", markup=False, soft_wrap=True)
     watcher: Lines | LiveTable
     if notes.is_terminal:
         watcher = LiveTable(plan.todo, plan.reused, estimate, workers, notes, reports.table)

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bench.experiment import builtin
 from bench.key import changed
 from bench.records import FILE, Record, cell_of, current, read, torn
 
-__all__ = ["RESULTS", "cells_in", "explain", "find_record", "folders", "load_folder", "reproduce", "show"]
+__all__ = ["RESULTS", "cells_in", "explain", "find_record", "folders", "load_folder", "past", "reproduce", "show"]
 
 RESULTS = Path("results")
 
@@ -48,6 +49,16 @@ def _readable(folder: Path) -> tuple[list[Record], int]:
         advice = f"Not counted; the next run with --out {folder} mends the file and runs its cell again"
         print(f"warning: {path}:{line.number}: {line.why}. {advice}", file=sys.stderr)
     return current(records), len(bad) + bool(last)
+
+
+def past(out: Path) -> list[Record]:
+    """All records of `out` and of every folder below results/, for estimates: a file that cannot be read gives none."""
+    files = {path.resolve(): path for path in (out / FILE, *sorted(RESULTS.rglob(FILE)))}
+    records: list[Record] = []
+    for path in files.values():
+        with suppress(UsageError):
+            records += read(path)[0]
+    return records
 
 
 def cells_in(where: Sequence[Path]) -> dict[str, tuple[Record, Path]]:

@@ -2,11 +2,11 @@
 
 import io
 
-import pytest
 from rich.console import Console
 from rich.text import Text
 
-from bench.progress import Estimate, Lines, LiveTable
+from bench.estimate import Estimate
+from bench.progress import Lines, LiveTable
 from bench.run import Job
 from bench.schema import Cell
 
@@ -17,27 +17,6 @@ def job(method, order="beneath", model="m"):
 
 def done(cell, wall_s=4.0, status="ok"):
     return {"cell": cell.as_dict(), "status": status, "wall_s": wall_s}
-
-
-@pytest.mark.parametrize(("workers", "expected"), [(1, 20 + 3), (2, 10 + 3), (8, 4 + 3)])
-def test_judged_cells_are_shared_and_speed_cells_are_not(workers, expected):
-    speed = Cell("m", "t", "speed", "x")
-    estimate = Estimate([done(job("x").cell), done(speed, 3.0)])
-    assert estimate.run_s([*(job(str(i)).cell for i in range(5)), speed], workers) == expected
-
-
-def test_a_rough_guess_knows_the_models():
-    seconds = {
-        (m, o): Estimate([]).cell_s(Cell(m, "t", o, "x")) for m in ("smollm2", "minilm") for o in ("beneath", "qlora")
-    }
-    assert seconds == {
-        ("smollm2", "beneath"): 9,
-        ("smollm2", "qlora"): 50,
-        ("minilm", "beneath"): 5,
-        ("minilm", "qlora"): 28,
-    }
-    assert Estimate([]).cell_s(Cell("tiny-causal", "alice", "lora", "fp32")) == 0.4
-    assert Estimate([]).cell_s(Cell("tiny-causal", "alice", "speed", "bf16")) == 0.8
 
 
 def test_a_line_tells_the_time_left():

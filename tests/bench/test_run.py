@@ -11,6 +11,7 @@ import time
 import pytest
 
 from bench.records import FILE, current, read
+from bench.schema import Cell
 from tests.bench.toy_main import run_toys
 
 MANY = [f"m{i}" for i in range(12)]
@@ -107,6 +108,16 @@ def test_a_forced_cell_that_fails_is_a_failure_of_the_run_and_of_the_folder(tmp_
     assert run_toys(tmp_path, ["a"]) == 0, "the failure is not of this run"
     assert run_toys(tmp_path, ["a", "b"]) == 0
     assert "1 of 2 cells reused, 1 to do" in capfd.readouterr().err
+
+
+def test_a_run_says_first_how_long_it_should_take_and_why(tmp_path, capfd):
+    past = [{"cell": Cell("toy", "task", "beneath", "a").as_dict(), "status": "ok", "wall_s": 240.0, "key": "other"}]
+    run_toys(tmp_path, ["a", "b"], past=lambda: past)
+    first = capfd.readouterr().err.splitlines()[0]
+    assert first == (
+        "2 cells to do, about 8 min with 1 worker (an estimate: 1 by the newest record of the same cell, "
+        "1 without one by others of the same model, task and order)"
+    )
 
 
 def test_a_narrowed_run_reports_the_whole_folder(tmp_path, capfd):
