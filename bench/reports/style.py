@@ -63,7 +63,7 @@ PARTS: Mapping[str, str] = {
 OTHER = "#777777"
 WIDTH = 7.5  # inches: 1125 pixels, about the width of a README, so that 9 points stay readable
 DPI = 150
-SMALL = 8.0  # points; the text of the footer
+SMALL = 8.0  # points; the smallest text of any figure
 FOOTER = 118  # characters of a line of the footer
 GREY = "#555555"
 SETTINGS: dict[str, Any] = {
@@ -101,7 +101,7 @@ def marker(family: str) -> str:
 
 def figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[list[Axes]]]:
     """A figure `height` inches tall and its axes [rows][columns], not known to pyplot."""
-    made = Figure(figsize=(WIDTH, height), layout="constrained")
+    made = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")  # text is laid out at the size it is drawn
     FigureCanvasAgg(made)
     axes = made.subplots(rows, columns, squeeze=False, **options)
     return made, [list(line) for line in axes]

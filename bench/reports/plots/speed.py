@@ -90,7 +90,7 @@ def speed(run: Run) -> Plot | None:
     for axes, path in zip(line, paths, strict=True):
         panel(axes, path, place, rows, models)
         axes.grid(axis="y", color="#F0F0F0")
-    line[0].set_yticks(range(len(methods)), [plot_text(m, 28) for m in methods], fontsize=7.0)
+    line[0].set_yticks(range(len(methods)), [plot_text(m, 28) for m in methods], fontsize=8.0)
     for tick, method in zip(line[0].get_yticklabels(), methods, strict=True):
         tick.set_color(style.ink(order[method][0]))
     line[0].set_ylim(len(methods) - 0.4, -0.6)
