@@ -133,7 +133,14 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     add("--out", type=Path, help="results folder (default: results/local/NAME)")
     add("--dry-run", action="store_true", help="print the cells and an estimate of the time")
-    add("--force", nargs="?", const="*", metavar="CELLS", help="run again what is on record, all or by pattern")
+    add(
+        "--force",
+        nargs="?",
+        const="*",
+        metavar="CELLS",
+        help="run again what is on record, all or by pattern; adapters of `lora` and outputs of the baseline are not "
+        "made again: for that remove the cache first, $QUANTBENCH_CACHE or else .cache/quantbench in the checkout",
+    )
     add("--retry", metavar="STATUS,...", help="statuses to run again (default: all but ok and unsupported; or none)")
     add("--no-plots", dest="plots", action="store_false", help="tables only")
     add("--timeout", type=_seconds, default=1800.0, metavar="SECONDS", help="limit of one cell (default: 1800)")

@@ -78,7 +78,7 @@ def _patterns(text: str | None) -> tuple[str, ...]:
 def _load(path: Path) -> Experiment:
     from bench.protocol import Protocol
 
-    return load(path, catalog.known_names(), Protocol)
+    return load(path, catalog.known_names(), Protocol, catalog.model_kind)
 
 
 def _fingerprints() -> Fingerprints:

@@ -13,15 +13,17 @@
     orders = ["lora", "beneath"]
 
 An unknown key, a wrong type, a name that does not exist or a pattern that matches nothing is an error that names the
-file, the line and the nearest right name.
+file, the line and the nearest right name. So is a model "path:DIR" or "hf:NAME" that cannot be had, or that is not of
+the kind of its grid's tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -35,19 +37,23 @@ from bench.toml_lines import element_line, key_lines, line_of
 __all__ = ["load"]
 
 TOP = ("name", "quick", "seeds", "methods", "protocol", "grid")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 GRID = ("models", "tasks", "orders", "methods", "seeds")
 
 
-def load(path: Path, names: Names, protocol_type: type[Any]) -> Experiment:
-    """The experiment in the file at `path`; UsageError with file:line for anything that is not right."""
-    return _Reader(path, names).experiment(protocol_type)
+def load(path: Path, names: Names, protocol_type: type[Any], kind_of: Callable[[str], str] | None = None) -> Experiment:
+    """The experiment in the file at `path`; UsageError with file:line for anything that is not right.
+
+    `kind_of` gives the kind of a model "path:DIR" or "hf:NAME", or raises UsageError; without it none is looked at.
+    """
+    return _Reader(path, names, kind_of).experiment(protocol_type)
 
 
 class _Reader:
     """Reads one file; every complaint carries its line."""
 
-    def __init__(self, path: Path, names: Names) -> None:
-        self.path, self.names = path, names
+    def __init__(self, path: Path, names: Names, kind_of: Callable[[str], str] | None) -> None:
+        self.path, self.names, self.kind_of = path, names, kind_of
         try:
             self.text = path.read_text(encoding="utf-8")
             self.data = tomllib.loads(self.text)
@@ -68,6 +74,9 @@ class _Reader:
         self.keys(self.data, TOP, ())
         if not isinstance(self.data.get("name"), str) or not self.data["name"].strip():
             raise UsageError(f'{self.at("name")}name must be a text, such as name = "default"')
+        if not NAME.fullmatch(self.data["name"]):
+            rule = "it names a folder: letters, digits, '.', '_' and '-', the first a letter or a digit"
+            raise UsageError(f"{self.at('name')}name {self.data['name']!r} cannot be used, {rule}")
         quick = self.data.get("quick", False)
         if not isinstance(quick, bool):
             raise UsageError(f"{self.at('quick')}quick must be true or false, got {quick!r}")
@@ -99,8 +108,12 @@ class _Reader:
         for order in orders:
             if order not in ORDERS:
                 raise self.unknown("order", order, ORDERS, ("grid", i, "orders"))
-        if len({self.names.tasks[task] for task in tasks}) > 1:
+        kinds = {self.names.tasks[task] for task in tasks}
+        if len(kinds) > 1:
             raise UsageError(f"{self.at('grid', i, 'tasks')}tasks of one grid must be of one kind of model")
+        for model in models:
+            if model.startswith(self.sources()):
+                self.checkpoint(model, next(iter(kinds)), ("grid", i, "models"))
         path = ("grid", i, "methods") if "methods" in table else ("methods",)
         patterns = self.texts(table if "methods" in table else self.data, path, default=("*",))
         methods = tuple(select(f"{self.at(*path)}methods", patterns, self.names.methods, "methods"))
@@ -109,9 +122,22 @@ class _Reader:
     def sources(self) -> tuple[str, ...]:
         return tuple(name for name in self.names.models if name.endswith(":"))
 
+    def checkpoint(self, model: str, kind: str, path: tuple[str | int, ...]) -> None:
+        if self.kind_of is None:
+            return
+        try:
+            found = self.kind_of(model)
+        except UsageError as error:
+            raise UsageError(f"{self.at_element(path, model)}{error}") from None
+        if found != kind:
+            tasks = f"the tasks of its grid are for models of kind {kind!r}: put it into a grid of its own"
+            raise UsageError(f"{self.at_element(path, model)}model {model!r} is of kind {found!r}, but {tasks}")
+
+    def at_element(self, path: tuple[str | int, ...], name: str) -> str:
+        return f"{self.path}:{element_line(self.text, line_of(self.lines, path), name)}: "
+
     def unknown(self, noun: str, name: str, known: Iterable[str], path: tuple[str | int, ...]) -> UsageError:
-        line = element_line(self.text, line_of(self.lines, path), name)
-        return unknown(noun, name, known, where=f"{self.path}:{line}: ")
+        return unknown(noun, name, known, where=self.at_element(path, name))
 
     def texts(
         self, table: Mapping[str, Any], path: tuple[str | int, ...], default: tuple[str, ...] = ()

@@ -14,6 +14,8 @@ from bench.errors import UsageError
 
 __all__ = ["matches", "seeds", "select", "split"]
 
+FEW = 12  # so many names an error can list
+
 
 def split(text: str) -> tuple[str, ...]:
     """The patterns of one command-line value; UsageError when there are none."""
@@ -34,7 +36,9 @@ def select(option: str, patterns: Sequence[str], known: Iterable[str], noun: str
         wanted = pattern.removeprefix("-")
         hits = {name for name in names if fnmatchcase(name, wanted)}
         if not hits:
-            raise UsageError(f"{option} {pattern!r} matched 0 of {len(names)} {noun}.{_nearest(wanted, names)}")
+            raise UsageError(
+                f"{option} {pattern!r} matched 0 of {len(names)} {noun}.{_nearest(wanted, names) or _all(names, noun)}"
+            )
         chosen = chosen - hits if pattern.startswith("-") else chosen | hits
     if not chosen:
         raise UsageError(f"{option} {','.join(patterns)!r} takes out every one of {len(names)} {noun}")
@@ -56,6 +60,10 @@ def seeds(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdecimal() for part in parts):
         raise UsageError(f"--seeds {text!r} must be whole numbers from 0, joined by commas, as in 0,1,2")
     return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _all(names: Sequence[str], noun: str) -> str:
+    return f" Known: {', '.join(names)}" if len(names) <= FEW else f" See them all: bench list {noun}"
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:

@@ -45,7 +45,18 @@ def made(value=1.0, *, device="cpu A", steps=3, **more):
         (["run", "quick", "--retry", "oops"], "error: --retry: unknown status 'oops'"),
         (["run", "quick", "--seeds", "x"], "error: --seeds 'x' must be whole numbers from 0"),
         (["run", "quick", "--dry-run", "--methods", "unifrom*"], "error: --methods 'unifrom*' matched 0 of "),
-        (["run", "quick", "--dry-run", "--orders", "benaeth"], "error: --orders 'benaeth' matched 0 of 9 orders."),
+        (
+            ["run", "quick", "--dry-run", "--orders", "benaeth"],
+            "error: --orders 'benaeth' matched 0 of 9 orders. Did you mean 'beneath'?",
+        ),
+        (
+            ["run", "quick", "--dry-run", "--tasks", "alise"],
+            "error: --tasks 'alise' matched 0 of 2 tasks. Did you mean 'alice'?",
+        ),
+        (
+            ["run", "quick", "--dry-run", "--models", "tiny-encodr"],
+            "error: --models 'tiny-encodr' matched 0 of 2 models. Did you mean 'tiny-encoder'?",
+        ),
         (["run", "quick", "--dry-run", "--model", "tiny"], "error: model 'tiny': write path:DIR"),
         (["run", "quick", "--dry-run", "--model", "path:nowhere"], "error: model 'path:nowhere': no such folder"),
         (["report", "nowhere"], "error: no records in nowhere/records.jsonl"),
@@ -58,6 +69,26 @@ def test_mistakes_are_one_line_and_exit_2(words, message, capsys, tmp_path, monk
     err = capsys.readouterr().err
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_a_model_missing_from_an_experiment_file_is_named_with_its_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.toml").write_text(
+        'name = "my"\n[[grid]]\nmodels = ["path:gone"]\ntasks = ["alice-labels"]\norders = ["lora"]\n'
+    )
+    assert main(["run", "my.toml", "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: my.toml:3: model 'path:gone': no such folder. A model folder is what save_pretrained")
+
+
+def test_the_help_of_force_tells_where_the_cache_is(capsys, monkeypatch):
+    from bench.models import cache_folder
+    from bench.provenance import ROOT
+
+    monkeypatch.delenv("QUANTBENCH_CACHE", raising=False)
+    assert main(["run", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"$QUANTBENCH_CACHE or else {cache_folder().relative_to(ROOT)} in the checkout" in said
 
 
 @pytest.fixture(scope="module")

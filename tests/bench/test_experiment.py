@@ -129,6 +129,37 @@ def test_every_mistake_names_its_line(read, old, new, message):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize("name", ["a/b", "../up", "..", ".hidden", "-x", "two words", "a\\\\b", "ä", "x\\n"])
+def test_a_name_that_is_no_folder_is_an_error(read, name):
+    with pytest.raises(UsageError, match=r"^suite\.toml:2: name '.*' cannot be used, it names a folder: letters"):
+        read(GOOD.replace('"suite"', f'"{name}"', 1))
+
+
+@pytest.mark.parametrize("name", ["a", "my-suite_2.1", "7"])
+def test_a_plain_name_is_right(read, name):
+    assert read(GOOD.replace('"suite"', f'"{name}"', 1)).name == name
+
+
+def test_checkpoints_are_looked_at_when_the_file_is_read(tmp_path):
+    def kind_of(spec):
+        if spec == "path:gone":
+            raise UsageError("model 'path:gone': no such folder. Remedy")
+        return "encoder"
+
+    path = tmp_path / "suite.toml"
+
+    def says(models, tasks='["imdb"]'):
+        path.write_text(f'name = "x"\n[[grid]]\nmodels = {models}\ntasks = {tasks}\norders = ["lora"]\n')
+        with pytest.raises(UsageError) as error:
+            load(path, NAMES, ToyProtocol, kind_of)
+        return str(error.value)
+
+    assert says('[\n"hf:good",\n"path:gone"]') == f"{path}:5: model 'path:gone': no such folder. Remedy"
+    assert says('["path:good"]', '["reviews"]').startswith(f"{path}:3: model 'path:good' is of kind 'encoder', but")
+    path.write_text('name = "x"\n[[grid]]\nmodels = ["path:good", "mini"]\ntasks = ["imdb"]\norders = ["lora"]\n')
+    assert load(path, NAMES, ToyProtocol, kind_of).grids[0].models == ("path:good", "mini")
+
+
 def test_a_missing_key_and_an_empty_file_are_errors(read):
     with pytest.raises(UsageError, match=r"suite.toml:13: models must be a list of texts.*it is missing"):
         read(GOOD.replace('models = ["mini"]\n', ""))

@@ -25,7 +25,7 @@ def test_a_list_that_begins_with_an_exclusion_begins_from_everything():
     [
         ("unifrom*", " Did you mean 'uniform*'?"),
         ("nf5-g64", " Did you mean 'nf4-g64'?"),
-        ("zzz", ""),
+        ("zzz", f" Known: {', '.join(KNOWN)}"),
         ("-unifrom*", " Did you mean 'uniform*'?"),
     ],
 )
@@ -34,6 +34,11 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_the_count(pattern, hint
         select("--methods", [pattern], KNOWN, "methods")
     assert str(error.value) == f"--methods {pattern!r} matched 0 of 6 methods.{hint}"
     assert error.value.exit_code == 2
+
+
+def test_many_names_are_not_listed_in_an_error():
+    with pytest.raises(UsageError, match=r"matched 0 of 13 methods\. See them all: bench list methods$"):
+        select("--methods", ["zzz"], [f"name-{i}" for i in range(13)], "methods")
 
 
 def test_taking_everything_out_is_an_error():
