@@ -35,7 +35,7 @@ UNITS = {
     "pareto-encoder": ("1 − cosine", "(points)", "bits per quantized weight"),
     "speed": ("Speed-up over fp32 in the same run (×",),
     "training-memory": ("(MB = 10⁶ bytes)",),
-    "weight-error": ("unit of the weights",),
+    "weight-error": ("error = restored − weight",),
 }
 SMALL = (
     "fp32",
