@@ -256,7 +256,7 @@ def test_presenting_files_are_not_in_the_key():
 
     names = set(file_hashes())
     assert {"bench/cells.py", "bench/worker.py", "quant/core.py", "kernels/packing.py"} <= names
-    assert not {"bench/cli.py", "bench/__main__.py", "bench/doctor.py"} & names
+    assert not {"bench/cli.py", "bench/__main__.py", "bench/doctor.py", "bench/estimate.py"} & names
     assert not any(name.startswith("bench/reports/") for name in names)
 
 
