@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor bench bench-quick bench-full bench-kernels report readme test lint sabotage clean clean-results
+.PHONY: help setup doctor bench bench-quick bench-full bench-kernels bench-static report readme test lint sabotage clean clean-results
 
 help: ## this list
 	@echo "usage: make TARGET   (METHODS='nf4*,-*-g128' MODELS= TASKS= SEEDS= DEVICE= OUT= ARGS= select; NOVENV=1 PYTHON= skip set-up)"
@@ -56,6 +56,9 @@ bench-full: $(READY) ## QLoRA for every method, three seeds (many hours on 2 cor
 
 bench-kernels: $(READY) ## speed of the kernels and CPU paths, one by one (2 minutes; Triton rows need CUDA)
 	$(PY) -m pytest bench/micro --benchmark-enable --benchmark-only $(ARGS)
+
+bench-static: $(READY) ## compile every kernel for GPUs that are not here; red when one became worse (2 minutes, then seconds)
+	$(PY) -m bench.static $(ARGS)
 
 report: $(READY) ## tables and plots again from the records of OUT (seconds)
 	$(PY) -m bench report $(or $(OUT),results/local/default)

@@ -1,18 +1,21 @@
 """What a kernel becomes on a GPU that is not here: registers, spills, shared memory and instructions, by compiling it.
 
 Triton compiles for a `GPUTarget` without a driver, and its wheel ships NVIDIA's disassembler. NVIDIA figures are read
-from the cubin (`cuobjdump -res-usage`, `nvdisasm`), AMD figures from the assembly's own metadata. Triton does not check
-the shared memory limit when it compiles ahead of time, so the limits of the targets are stated here.
+from the cubin (`cuobjdump -res-usage`, `nvdisasm`) and the PTX, AMD figures from the assembly and its own metadata.
+Triton does not check the shared memory limit when it compiles ahead of time, so the targets' limits are stated here.
 Sources: CUDA C++ Programming Guide, technical specifications per compute capability; AMD CDNA3 ISA guide.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import math
+import os
 import re
 import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,12 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import listing, ptx, trips
 from kernels.tuning import OPTIONS, Launch
 
-__all__ = ["TARGETS", "Compiled", "Target", "compile_launch"]
+__all__ = ["TARGETS", "VERSION", "Compiled", "Target", "code_key", "compile_launch", "is_matrix"]
 
+VERSION = str(triton.__version__)
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.float64: "fp64",
@@ -51,19 +56,34 @@ class Target:
 TARGETS = {
     "sm_80": Target(GPUTarget("cuda", 80, 32), 163 * 1024),
     "sm_90": Target(GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 * 1024),
+    "sm_120": Target(GPUTarget("cuda", 120, 32), 99 * 1024),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Figures of one compiled kernel; `instructions` counts the machine instructions by opcode without no-ops."""
+    """Figures of one compiled kernel; `instructions` counts the machine instructions by opcode without no-ops.
+
+    `executed` counts what one warp runs of them, loops included, for the arguments of the launch; `loops_known` is
+    False when the turns of some loop depend on what is in memory. `widths` are the bits of the widest load and store,
+    on NVIDIA by argument. `inexact_divisions` are those that are not IEEE's, `fused` multiply-adds that round once
+    and belong to no IEEE division.
+    """
 
     target: str
+    warps: int
+    programs: int
     registers: int
     spills: int
     shared: int
     instructions: Mapping[str, int]
+    executed: Mapping[str, float]
+    loops_known: bool
+    widths: Mapping[str, int]
+    inexact_divisions: int
+    fused: int
 
     @property
     def size(self) -> int:
@@ -73,7 +93,18 @@ class Compiled:
     @property
     def tensor_core(self) -> int:
         """Matrix instructions: HMMA, HGMMA, IMMA ... on NVIDIA, v_mfma ... on AMD."""
-        return sum(n for op, n in self.instructions.items() if "MMA" in op.split(".")[0] or op.startswith("v_mfma"))
+        return sum(n for op, n in self.instructions.items() if is_matrix(op))
+
+    @property
+    def thread_instructions(self) -> float:
+        """Instructions that all threads of the launch run together."""
+        lanes = int(TARGETS[self.target].gpu.warp_size)
+        return sum(self.executed.values()) * self.warps * lanes * self.programs
+
+
+def is_matrix(opcode: str) -> bool:
+    """Whether a machine instruction runs on the matrix unit."""
+    return "MMA" in opcode.split(".")[0] or opcode.startswith("v_mfma")
 
 
 def compile_launch(launch: Launch, target: str, config: triton.Config | None = None) -> Compiled:
@@ -85,14 +116,31 @@ def compile_launch(launch: Launch, target: str, config: triton.Config | None = N
         raise ValueError("an interpreted kernel cannot be compiled: import it without TRITON_INTERPRET")
     config = config or launch.kernel.configs[0]
     values = {**launch.arguments, **config.kwargs}
+    if TARGETS[target].gpu.backend == "hip" and "PTX" in values:
+        values["PTX"] = False  # by this name a kernel chooses between NVIDIA's assembly and Triton's own operations
     signature, constants, attributes = _specialize(launch.kernel.fn, values)
     source = ASTSource(fn=launch.kernel.fn, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **OPTIONS}
+    options = {**OPTIONS, **_options(launch, config)}
     built = triton.compile(source, target=TARGETS[target].gpu, options=options)
-    shared = int(built.metadata.shared)
-    if "cubin" in built.asm:
-        return _nvidia(target, built.asm["cubin"], shared)
-    return _amd(target, built.asm["amdgcn"], shared)
+    given = {name: values[name] for name, kind in signature.items() if kind != "constexpr"}
+    return _figures(built, target, launch.grid(values), given)
+
+
+def code_key(launch: Launch, config: triton.Config) -> Hashable:
+    """Equal for launches that compile to the same code: constants that the kernel never reads are left out."""
+    fn = launch.kernel.fn
+    signature, constants, attributes = _specialize(fn, {**launch.arguments, **config.kwargs})
+    read = {node.id for node in ast.walk(fn.parse()) if isinstance(node, ast.Name)}
+    used = {name: value for name, value in constants.items() if name in read}
+    return fn.__name__, str((signature, used, attributes)), str(_options(launch, config))
+
+
+def _options(launch: Launch, config: triton.Config) -> dict[str, Any]:
+    names = {parameter.name for parameter in launch.kernel.fn.params}
+    own = {name: value for name, value in config.kwargs.items() if name not in names}
+    if config.maxnreg is not None:
+        own["maxnreg"] = config.maxnreg
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages, **own}
 
 
 def _specialize(fn: Any, values: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -117,34 +165,69 @@ def _specialize(fn: Any, values: Mapping[str, Any]) -> tuple[dict[str, str], dic
     return signature, constants, attributes
 
 
-def _nvidia(target: str, cubin: bytes, shared: int) -> Compiled:
+def _figures(built: Any, target: str, grid: tuple[int, ...], given: Mapping[str, Any]) -> Compiled:
+    numbers = [value if isinstance(value, int) else None for value in given.values()]
+    loops = trips.loops(built.asm["ttir"], numbers, grid)
+    if "cubin" in built.asm:
+        code = listing.nvidia(_disassembled(built.asm["cubin"]))
+        registers = _registers(target, built.asm["cubin"])
+        spills = sum(n for op, n in code.counts.items() if op.split(".")[0] in ("STL", "LDL"))
+        text = built.asm["ptx"]
+        widths = ptx.widths(text, {i: name for i, (name, v) in enumerate(given.items()) if isinstance(v, Tensor)})
+        inexact, fused = ptx.inexact_divisions(text), ptx.fused(text)
+    else:
+        text = built.asm["amdgcn"]
+        code = listing.amd(text)
+        registers = _stated(target, text, "vgpr_count")
+        spills = _stated(target, text, "vgpr_spill_count") + _stated(target, text, "sgpr_spill_count")
+        widths = listing.amd_widths(code)
+        inexact, fused = listing.amd_rounding(code)
+    return Compiled(
+        target=target,
+        warps=int(built.metadata.num_warps),
+        programs=math.prod(grid),
+        registers=registers,
+        spills=spills,
+        shared=int(built.metadata.shared),
+        instructions=code.counts,
+        executed=listing.executed(code, loops),
+        loops_known=all(loop.all_known for loop in loops),
+        widths=widths,
+        inexact_divisions=inexact,
+        fused=fused,
+    )
+
+
+def _registers(target: str, cubin: bytes) -> int:
+    usage = _output(cubin, "cuobjdump", "-res-usage")
+    found = re.search(r"REG:(\d+)", usage)
+    if found is None:
+        raise ValueError(f"cuobjdump reports no registers for {target}: {usage!r}")
+    return int(found[1])
+
+
+def _stated(target: str, assembly: str, name: str) -> int:
+    found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+    if found is None:
+        raise ValueError(f"the {target} assembly states no {name}")
+    return int(found[1])
+
+
+def _disassembled(cubin: bytes) -> str:
+    """The listing of a cubin; kept beside Triton's cache, since the disassembler takes as long as the compiler."""
+    file = Path(triton.knobs.cache.dir) / "listings" / f"{hashlib.sha256(cubin).hexdigest()}.txt"
+    if not file.exists():
+        text = _output(cubin, "nvdisasm", "-c")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(f".{os.getpid()}")
+        written.write_text(text)
+        written.replace(file)
+    return file.read_text()
+
+
+def _output(cubin: bytes, tool: str, option: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        usage = _output("cuobjdump", "-res-usage", file)
-        listing = _output("nvdisasm", "-c", file)
-    registers = re.search(r"REG:(\d+)", usage)
-    if registers is None:
-        raise ValueError(f"cuobjdump reports no registers for {target}: {usage!r}")
-    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing)
-    counts = Counter(op for op in opcodes if op.split(".")[0] != "NOP")
-    spills = sum(n for op, n in counts.items() if op.split(".")[0] in ("STL", "LDL"))
-    return Compiled(target, int(registers[1]), spills, shared, counts)
-
-
-def _amd(target: str, assembly: str, shared: int) -> Compiled:
-    def figure(name: str) -> int:
-        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
-        if found is None:
-            raise ValueError(f"the {target} assembly states no {name}")
-        return int(found[1])
-
-    opcodes = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_\w+)", assembly, re.MULTILINE)
-    counts = Counter(op for op in opcodes if op != "s_nop")
-    spills = figure("vgpr_spill_count") + figure("sgpr_spill_count")
-    return Compiled(target, figure("vgpr_count"), spills, shared, counts)
-
-
-def _output(tool: str, *arguments: object) -> str:
-    command = [str(BIN / tool), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [str(BIN / tool), option, str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

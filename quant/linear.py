@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, checked, from_config
 from quant.engines import ENGINES, Prepared, choose
 from quant.engines.choice import check_name
+from quant.engines.triton import Fused
 from quant.modules import DEFAULT_SKIP, linears, replace_modules, share
 
 __all__ = ["QuantizedLinear", "quantize_model"]
+
+TRACEABLE = ("affine", "codebook", "fixed-codebook", "reshaped")  # formats whose checks read no values
 
 
 class QuantizedLinear(nn.Module):
@@ -97,9 +100,43 @@ class QuantizedLinear(nn.Module):
         """x [..., in_features] -> [..., out_features] in the dtype of x."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x has {x.shape[-1]} features, the layer takes {self.in_features}")
+        if torch.compiler.is_compiling() and (ready := self._traced(x)) is not None:
+            return self._biased(ready.matmul(x.to(self.compute_dtype or x.dtype)).to(x.dtype))
         learned = [self.stored()[name] for name in self.trainable]
         y: Tensor = _Product.apply(x, self, *learned)  # type: ignore[no-untyped-call]
+        return self._biased(y)
+
+    def _biased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def adds_updates(self, x: Tensor) -> bool:
+        """Whether the path for this x can add a low-rank update within the product, see `adapted`."""
+        if torch.compiler.is_compiling():
+            return self._traced(x) is not None
+        self._refresh()
+        rows = x.numel() // self.in_features
+        dtype = self.compute_dtype or x.dtype
+        return not self.trainable and choose(self.engine, self._weight, dtype, x.device, rows) == "triton"
+
+    def adapted(self, x: Tensor, inner: Tensor, b: Tensor) -> Tensor:
+        """x W^T + inner [..., r] b [n, r]^T + bias in one product; only where `adds_updates`."""
+        dtype = self.compute_dtype or x.dtype
+        if torch.compiler.is_compiling():
+            ready = self._traced(x)
+        else:
+            self._last, ready = "triton", self._ready("triton", dtype)
+        assert isinstance(ready, Fused)
+        return self._biased(ready.adapted(x.to(dtype), inner, b).to(x.dtype))
+
+    def _traced(self, x: Tensor) -> Prepared | None:
+        """The weight ready for a compiled graph, which holds no cache of ours; None where only plain paths take it."""
+        if self.engine not in ("auto", "triton") or self.trainable or self.config["format"] not in TRACEABLE:
+            return None
+        weight = from_config(self.config, self.stored())
+        dtype = self.compute_dtype or x.dtype
+        if ENGINES["triton"].refuses(weight, dtype, x.device):
+            return None
+        return ENGINES["triton"].prepare(weight, dtype)
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T without a graph: [..., in_features] -> [..., out_features]."""
@@ -116,6 +153,8 @@ class QuantizedLinear(nn.Module):
         flat = dy.reshape(-1, self.out_features)
         dtype = self.compute_dtype or dy.dtype
         name = self.engine if self.engine in ("dense", "reference") else "tiled"
+        if self.engine in ("auto", "triton") and not ENGINES["triton"].refuses(self._weight, dtype, dy.device):
+            name = "triton"
         dx = self._ready(name, dtype).transposed(flat.to(dtype))
         return dx.to(dy.dtype).view(*dy.shape[:-1], self.in_features)
 

@@ -1,0 +1,71 @@
+"""Which way a product with a quantized weight [n, k] is taken for m rows of x.
+
+    gemv      one pass over the packed weight, without the matrix unit: for the fewest rows
+    product   decoded tile by tile inside the product, on the matrix unit
+    dense     decoded once into a temporary copy that the vendor's library multiplies with; it is freed afterwards
+
+The first two never write a dense weight; the third is the faster one where multiplying, not reading, takes the time.
+`MEASURED` holds the bounds found on a device, by the class of the weight's size; it is empty until they are measured,
+and every device then takes `DEFAULT`, which is not measured but chosen with care: the published Triton products fall
+behind cuBLAS somewhere between 16 and 128 rows on H100 and A100 (GemLite, Marlin), so from 256 rows on none is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+__all__ = ["DEFAULT", "MEASURED", "ROUTES", "Bounds", "route", "size_class", "taking"]
+
+ROUTES = ("gemv", "product", "dense")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """`gemv` is taken up to that many rows, `dense` from that many rows on."""
+
+    gemv: int
+    dense: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gemv < self.dense:
+            raise ValueError(f"bounds must be 0 <= gemv < dense, got gemv {self.gemv} and dense {self.dense}")
+
+
+DEFAULT = Bounds(gemv=4, dense=256)
+MEASURED: Mapping[tuple[str, str], Bounds] = {}  # (name of the device as torch gives it, class of the size)
+_FORCED: ContextVar[str | None] = ContextVar("forced", default=None)
+
+
+def size_class(n: int, k: int) -> str:
+    """The class of a weight by its number of values: "small" below 2**23, "medium" below 2**27, else "large".
+
+    The layers of Llama-3-8B are medium, the large ones of Llama-3-70B are large.
+    """
+    return "small" if n * k < 1 << 23 else "medium" if n * k < 1 << 27 else "large"
+
+
+def route(m: int, n: int, k: int, device_name: str) -> str:
+    """One of `ROUTES` for x [m, k] and a weight [n, k] on the device of that name."""
+    forced = _FORCED.get()
+    if forced is not None:
+        return forced
+    bounds = MEASURED.get((device_name, size_class(n, k)), DEFAULT)
+    return "dense" if m >= bounds.dense else "gemv" if m <= bounds.gemv else "product"
+
+
+@contextmanager
+def taking(name: str) -> Iterator[None]:
+    """Every product inside takes the route `name`, for timing one against another; ValueError for an unknown one.
+
+    "gemv" and "product" both leave the choice between those two to the kernel: it knows how many rows it can take.
+    """
+    if name not in ROUTES:
+        raise ValueError(f"unknown route {name!r}; known: {', '.join(ROUTES)}")
+    token = _FORCED.set(name)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
