@@ -5,19 +5,25 @@
     dense     decoded once into a temporary copy that the vendor's library multiplies with; it is freed afterwards
 
 The first two never write a dense weight; the third is the faster one where multiplying, not reading, takes the time.
-`MEASURED` holds the bounds found on a device, by the class of the weight's size; it is empty until they are measured,
-and every device then takes `DEFAULT`, which is not measured but chosen with care: the published Triton products fall
-behind cuBLAS somewhere between 16 and 128 rows on H100 and A100 (GemLite, Marlin), so from 256 rows on none is used.
+Bounds found on a device, by the class of the weight's size, are in `MEASURED` or in a file of JSON beside the table of
+configurations (`kernels.tuned`), as in `{"medium": {"gemv": 4, "dense": 128}}`. Without either a device takes
+`DEFAULT`, which is not measured but chosen with care: the published Triton products fall behind cuBLAS somewhere
+between 16 and 128 rows on H100 and A100 (GemLite, Marlin), so from 256 rows on none is used.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 
-__all__ = ["DEFAULT", "MEASURED", "ROUTES", "Bounds", "route", "size_class", "taking"]
+from kernels import tuned
+
+__all__ = ["DEFAULT", "MEASURED", "ROUTES", "Bounds", "file_name", "remember", "route", "size_class", "taking"]
 
 ROUTES = ("gemv", "product", "dense")
 
@@ -52,8 +58,38 @@ def route(m: int, n: int, k: int, device_name: str) -> str:
     forced = _FORCED.get()
     if forced is not None:
         return forced
-    bounds = MEASURED.get((device_name, size_class(n, k)), DEFAULT)
+    size = size_class(n, k)
+    bounds = MEASURED.get((device_name, size)) or _measured(device_name).get(size, DEFAULT)
     return "dense" if m >= bounds.dense else "gemv" if m <= bounds.gemv else "product"
+
+
+def file_name(device_name: str) -> str:
+    """The file of a device's bounds.
+
+    >>> file_name("NVIDIA H200")
+    'nvidia-h200.routes.json'
+    """
+    return f"{Path(tuned.file_name(device_name)).stem}.routes.json"
+
+
+def remember(device_name: str, bounds: Mapping[str, Bounds]) -> Path:
+    """Write the bounds of a device, by the class of the size, to the user's folder; the file."""
+    file = tuned.user_folder() / file_name(device_name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({size: asdict(b) for size, b in bounds.items()}, indent=1, sort_keys=True) + "\n")
+    _measured.cache_clear()
+    return file
+
+
+@cache
+def _measured(device_name: str) -> Mapping[str, Bounds]:
+    for folder in (tuned.user_folder(), tuned.SHIPPED):
+        try:
+            table = json.loads((folder / file_name(device_name)).read_text())
+            return {size: Bounds(**bounds) for size, bounds in table.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+    return {}
 
 
 @contextmanager

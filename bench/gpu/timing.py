@@ -22,10 +22,11 @@ import torch
 __all__ = ["CpuWatch", "CudaWatch", "Samples", "SubjectError", "Watch", "measure", "one_line", "watch_for"]
 
 Calls = Sequence[Callable[[], Any]]
-GRAPH_CALLS = 16  # a replay is long beside the half microsecond that an event resolves
+GRAPH_CALLS = 16  # in a replay, unless these take longer than REPLAY_S: events resolve half a microsecond
+REPLAY_S = 2e-3
 FEWEST = 7
-COPY_BYTES = 4  # times the second-level cache that the rotated inputs of one call fill together
-MOST_COPIES = 24
+COPY_BYTES = 3  # times the second-level cache that the rotated inputs of one call fill together
+MOST_COPIES = 96
 
 
 class SubjectError(RuntimeError):
@@ -106,7 +107,8 @@ class CudaWatch(Watch):
         return float(begin.elapsed_time(end)) / 1e3, host
 
     def replay(self, calls: Calls) -> Callable[[], float] | str:
-        n = len(calls) * max(1, -(-GRAPH_CALLS // len(calls)))
+        once = min(self.once(calls[0])[0] for _ in range(2))
+        n = len(calls) * max(1, round(min(GRAPH_CALLS, REPLAY_S / max(once, 1e-9)) / len(calls)))
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
