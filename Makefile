@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor bench bench-quick bench-full bench-kernels bench-static report readme test lint sabotage clean clean-results
+.PHONY: help setup doctor bench bench-quick bench-full bench-kernels bench-static bench-gate bench-check report readme test lint sabotage clean clean-results
 
 help: ## this list
 	@echo "usage: make TARGET   (METHODS='nf4*,-*-g128' MODELS= TASKS= SEEDS= DEVICE= OUT= ARGS= select; NOVENV=1 PYTHON= skip set-up)"
@@ -59,6 +59,12 @@ bench-kernels: $(READY) ## speed of the kernels and CPU paths, one by one (2 min
 
 bench-static: $(READY) ## compile every kernel for GPUs that are not here; red when one became worse (2 minutes, then seconds)
 	$(PY) -m bench.static $(ARGS)
+
+bench-gate: $(READY) ## is anything slower than in commit REF=main? both versions take turns in one process (minutes)
+	@$(PY) -m bench.gate $(REF) $(ARGS)
+
+bench-check: $(READY) ## is anything slower than the committed record of this device, as ratios to a plain product? (2 minutes)
+	@$(PY) -m bench.gate check $(ARGS)
 
 report: $(READY) ## tables and plots again from the records of OUT (seconds)
 	$(PY) -m bench report $(or $(OUT),results/local/default)

@@ -109,17 +109,21 @@ def file_name(device: str) -> str:
 
 @cache
 def source_hash(module: str) -> str:
-    """Hash of the code of kernel module `module` and of the modules of this package that it imports from."""
+    """Hash of the code of kernel module `module` and of the modules of this package that it imports from.
+
+    It is the same where the package is loaded below another one, as when two versions are compared.
+    """
+    above, _, own = __name__.rpartition(".")[0].rpartition(".")
     seen: dict[str, str] = {}
-    waiting = [module]
+    waiting = [module.removeprefix(f"{above}.")]
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
-        tree = ast.parse(Path(str(sys.modules[name].__file__)).read_text())
+        tree = ast.parse(Path(str(sys.modules[f"{above}.{name}".lstrip(".")].__file__)).read_text())
         seen[name] = ast.dump(tree)
         imported = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
-        waiting += [m for m in imported if m.startswith("kernels.") and m in sys.modules]
+        waiting += [m for m in imported if m.startswith(f"{own}.") and f"{above}.{m}".lstrip(".") in sys.modules]
     text = "".join(f"{name}:{seen[name]}\n" for name in sorted(seen))
     return hashlib.sha256(f"{triton.__version__}\n{text}".encode()).hexdigest()[:16]
 

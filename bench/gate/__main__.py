@@ -4,8 +4,9 @@
     check    the working tree against the committed record of this device
     record   measure the working tree and write such a record
 
-Exit codes: 0 nothing is slower, 1 something is (or is gone), 2 a mistake in the command or a wrong result, 3 undecided
-or no record, 4 it cannot run here. Under make every code but 0 becomes 2; the last line says which it was.
+Exit codes: 0 nothing is slower, 1 something is (or is gone), 2 a mistake in the command or a wrong result, 3 undecided,
+4 it cannot run here, or there is no record of this device. Under make every code but 0 becomes 2; the last line says
+which it was.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (default: of this process) and return its exit code."""
     try:
         args = _parser().parse_args(argv)
-        os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # the same source is tuned the same way in every copy
         return _run(args)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
@@ -124,10 +124,7 @@ def _record(args: argparse.Namespace, device: str, folder: Path) -> int:
     from bench.gate.trees import working
 
     about, tree = _about(device), working(ROOT, folder)
-    try:
-        path = record.find(args.results, about)
-    except record.NoRecordError:
-        path = args.results / about["folder"] / record.FILE
+    path = record.place(args.results, about)
     head, dirty = commit()
     found = dict(_told(record.series(tree, _cases(device, args.only), _clock(device))))
     kept = {k: about[k] for k in record.NAMED}

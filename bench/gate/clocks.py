@@ -82,7 +82,7 @@ class HeldClock(Clock):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             if self._flush is not None:
                 self._flush.zero_()
-            torch.cuda._sleep(HELD_CYCLES)
+            torch.cuda._sleep(HELD_CYCLES)  # type: ignore[no-untyped-call]
             begin.record()
             call()
             end.record()

@@ -28,7 +28,9 @@ from bench.gate.trees import PACKAGES, Tree
 __all__ = ["Side", "loaded"]
 
 _COUNT = itertools.count()
-_OPERATOR = re.compile(r"(?:custom_op|triton_op|define|impl)\(\s*[\"'](\w+)::|\bLibrary\(\s*[\"'](\w+)[\"']")
+_OPERATOR = re.compile(
+    r"(?:custom_op|triton_op|define|impl)\(\s*f?[\"'](?:(\w+)|\{(\w+)\})::|\bLibrary\(\s*(?:[\"'](\w+)[\"']|(\w+))"
+)
 _OWN = re.compile(rf"(?:{'|'.join(PACKAGES)})(?=\.|$)")
 _TORCHS = {"aten", "prim", "prims", "quantized"}
 
@@ -127,11 +129,28 @@ class _Prefixed(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         if isinstance(node.value, str):
             space, colons, rest = node.value.partition("::")
-            if space in self.namespaces and (colons or space not in PACKAGES):
-                node.value = f"{self.prefix}_{space}{colons}{rest}"
+            if colons and space in self.namespaces:
+                node.value = f"{self.prefix}_{space}::{rest}"
             elif _OWN.match(node.value):
                 node.value = f"{self.prefix}.{node.value}"
         return node
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        """`NAMESPACE = "ours"`."""
+        self._rename(node.value)
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        """`Library("ours", "DEF")` and `getattr(torch.ops, "ours")`."""
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in ("Library", "getattr"):
+            for argument in node.args:
+                self._rename(argument)
+        return self.generic_visit(node)
+
+    def _rename(self, node: ast.expr) -> None:
+        if isinstance(node, ast.Constant) and node.value in self.namespaces:
+            node.value = f"{self.prefix}_{node.value}"
 
     def visit_Attribute(self, node: ast.Attribute) -> Any:
         """`torch.ops.NAMESPACE` of an operator that the tree defines."""
@@ -144,5 +163,12 @@ class _Prefixed(ast.NodeTransformer):
 
 def _operators(folder: Path) -> frozenset[str]:
     """The namespaces of torch operators that the tree defines."""
-    texts = (p.read_text(encoding="utf-8") for name in PACKAGES for p in (folder / name).rglob("*.py"))
-    return frozenset(space for text in texts for pair in _OPERATOR.findall(text) for space in pair if space) - _TORCHS
+    found: set[str] = set()
+    for path in (p for name in PACKAGES for p in (folder / name).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for literal, variable, of_library, variable_of_library in _OPERATOR.findall(text):
+            if name := variable or variable_of_library:
+                found.update(re.findall(rf"^{name}\s*=\s*[\"'](\w+)[\"']", text, re.MULTILINE))
+            else:
+                found.add(literal or of_library)
+    return frozenset(found) - _TORCHS

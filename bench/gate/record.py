@@ -11,6 +11,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from numpy.random import Generator
 from torch.nn.functional import linear
 
-from bench.errors import BenchError, UsageError
+from bench.errors import CannotRunError, UsageError
 from bench.gate.blocks import Call, Maker, blocks
 from bench.gate.cases import Case, Missing, Ready, fresh
 from bench.gate.clocks import Stopwatch
@@ -28,7 +29,7 @@ from bench.gate.compare import ELSEWHERE, Cases, Row, WrongResultError, sides_of
 from bench.gate.trees import Tree
 from bench.gate.verdict import Finding, Interval, Rule, change_since, interval, judge
 
-__all__ = ["FILE", "NoRecordError", "Series", "checked", "find", "read", "series", "write"]
+__all__ = ["FILE", "NoRecordError", "Series", "checked", "find", "place", "read", "series", "write"]
 
 FILE = "gate.json"
 SCHEMA = 1
@@ -36,10 +37,8 @@ BLOCKS = 36
 NAMED = ("device", "clock", "torch")  # records that differ in one of these are not compared
 
 
-class NoRecordError(BenchError):
+class NoRecordError(CannotRunError):
     """Nothing to compare with; the text says how to make it."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,16 @@ def find(results: Path, about: Mapping[str, Any]) -> Path:
     here = ", ".join(f"{k} {about[k]!r}" for k in NAMED)
     listed = f" ({'; '.join(others)})" if others else ""
     raise NoRecordError(f"no record of {here} below {results}{listed}. Make one: python -m bench.gate record")
+
+
+def place(results: Path, about: Mapping[str, Any]) -> Path:
+    """Where a new record goes: over that of the same device. Raises UsageError where one of another device lies."""
+    with suppress(NoRecordError):
+        return find(results, about)
+    path: Path = results / about["folder"] / FILE
+    if path.exists() and (other := read(path)["device"]) != about["device"]:
+        raise UsageError(f"{path} is of {other!r}, this is {about['device']!r}: move it to another folder of {results}")
+    return path
 
 
 def _measured(case: Case, ready: Ready, clock: Stopwatch, seed: int) -> Series:

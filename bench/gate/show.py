@@ -23,7 +23,8 @@ def table(rows: Sequence[Row]) -> str:
         found = row.found
         figures = (str(found.change), str(found.control), str(found.blocks)) if found else ("", "", "")
         cells.append((row.verdict, row.name, *figures, row.reason))
-    return tabulate(cells, HEADINGS, tablefmt="simple", disable_numparse=True)
+    text: str = tabulate(cells, HEADINGS, tablefmt="simple", disable_numparse=True)
+    return text
 
 
 def last_line(rows: Sequence[Row], rule: Rule) -> str:

@@ -29,9 +29,9 @@ class Tree:
     label: str
 
     def digest(self) -> str:
-        """16 hex digits over the names and bytes of its Python files."""
+        """16 hex digits over the names and bytes of its files, tables of configurations included."""
         found = hashlib.sha256()
-        for path in sorted(p for name in PACKAGES for p in (self.folder / name).rglob("*.py")):
+        for path in sorted(p for name in PACKAGES for p in (self.folder / name).rglob("*") if p.is_file()):
             found.update(f"{path.relative_to(self.folder).as_posix()}\0{path.stat().st_size}\0".encode())
             found.update(path.read_bytes())
         return found.hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def test_a_wrong_result_of_either_version_ends_it_before_any_time(tmp_path: Path
     assert caught.value.exit_code == 2
 
 
+def test_injected_slow_downs_of_the_margin_are_found_among_cases_that_are_the_same(tmp_path: Path):
+    """All the gate does, in simulated seconds: checks, blocks, a second measurement of what is slow, the exit code."""
+    machine = Machine(5)
+
+    def seconds(ratio: float):
+        return lambda label, prefix: 0.02 * (ratio if label == "new" else 1.0)
+
+    trees = toy(tmp_path / "old", 8), toy(tmp_path / "new", 8)
+    slower = [simulated(f"slower{i}", machine, seconds(1.05)) for i in range(20)]
+    same = [simulated(f"same{i}", machine, seconds(1.0)) for i in range(20)]
+    rows = compared(*trees, lambda *_: slower + same, machine, Rule(0.05), progress=False)
+    count = Counter((row.name[:4], row.verdict) for row in rows)
+    assert count["slow", "SLOW"] >= 17  # found in 95 of 100, twice in 90: fewer than 15 in one of ten thousand
+    assert count["same", "SLOW"] == 0
+    assert count["same", "OK"] >= 18
+    assert exit_code(rows) == 1
+
+
 def test_a_chance_slow_down_is_measured_again_and_the_second_finding_stands(tmp_path: Path):
     machine, loads = Machine(3), []
 
@@ -108,7 +127,7 @@ def test_what_one_version_lacks_is_listed_and_what_is_gone_fails(tmp_path: Path)
     def cases(*_):
         return [Case(name, partial(product, name=name)) for name in names]
 
-    rows = compared(old, new, cases, _Still(), Rule(), progress=False)
+    rows = compared(old, new, cases, _Still(0), Rule(), progress=False)
     assert [row.verdict for row in rows] == ["OK", "REMOVED", "NEW", "CHANGED"]
     assert rows[1].reason == "new: no function 'same'"
     assert exit_code(rows) == 1
@@ -116,7 +135,7 @@ def test_what_one_version_lacks_is_listed_and_what_is_gone_fails(tmp_path: Path)
 
 def test_inputs_that_the_reference_does_not_take_are_said_to_have_changed(tmp_path: Path):
     old = write_tree(tmp_path / "old", {"kernels/toy.py": "def product(y, z): ...\n"})
-    rows = compared(old, toy(tmp_path / "new", 8), lambda *_: toy_cases()[:1], _Still(), Rule(), progress=False)
+    rows = compared(old, toy(tmp_path / "new", 8), lambda *_: toy_cases()[:1], _Still(0), Rule(), progress=False)
     assert [row.verdict for row in rows] == ["CHANGED"]
     assert "old does not take the same inputs: TypeError: product() missing" in rows[0].reason
     assert exit_code(rows) == 3
@@ -126,7 +145,7 @@ def test_work_in_other_threads_is_not_judged(tmp_path: Path):
     """A version that hands its work to another thread looks free to a clock of this thread."""
 
     def elsewhere(x):
-        worker = threading.Thread(target=lambda: [x @ x for _ in range(300)])
+        worker = threading.Thread(target=lambda: [x @ x for _ in range(10)])
         worker.start()
         worker.join()
 
@@ -179,7 +198,7 @@ def test_every_case_of_the_project_computes_what_it_should(tmp_path: Path):
         decode = affine.decode
         affine.decode = lambda self: decode(self) * 1.1
         (case,) = [c for c in chosen if c.name.startswith("quantize/uniform-int8-channel")]
-        assert "exceeds 0.012" in case.build(side).wrong()
+        assert "exceeds 0.0095" in case.build(side).wrong()
         assert core.METHODS
 
 
@@ -222,6 +241,24 @@ def test_findings_are_written_and_the_verdict_is_last(repository: Path, capsys: 
     assert written["margin"] == 0.1
 
 
+def test_a_record_is_made_and_what_became_slower_since_fails(repository, capsys, monkeypatch):
+    assert run(repository, "record") == 0
+    assert capsys.readouterr().out.startswith("2 cases on record in ")
+    assert run(repository, "check") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "OK: 2 OK (margin 15.0%)"
+
+    class Slowed(_Still):
+        def __call__(self, call, runs=1):
+            return 0.026 if isinstance(call, partial) and "product" in call.func.__name__ else 0.02
+
+    monkeypatch.setattr(command, "_clock", lambda device: Slowed(0))
+    assert run(repository, "check") == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1] == "SLOW: 1 SLOW, 1 OK (margin 15.0%)"
+    assert told.err.split().count("toy/product") == 2  # a second measurement counts
+    assert told.err.split().count("toy/same") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
@@ -229,7 +266,7 @@ def test_findings_are_written_and_the_verdict_is_last(repository: Path, capsys: 
         (["HEAD", "--same", "--only", "x"], 2, "error: --only 'x' matches no case"),
         (["HEAD", "--margin", "0"], 2, "error: argument --margin: '0' is not a margin between 0 and 1"),
         ([], 2, "error: the following arguments are required: REF"),
-        (["check"], 3, "Make one: python -m bench.gate record"),
+        (["check"], 4, "Make one: python -m bench.gate record"),
     ],
 )
 def test_mistakes_end_in_a_line_and_a_code(repository, capsys, words, code, text):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import kernels.op
+import kernels.tuned
 from bench.errors import UsageError
 from bench.gate.load import loaded
 from bench.gate.trees import at_commit, working
@@ -32,6 +34,13 @@ WAYS = {
         "def times(x: torch.Tensor) -> torch.Tensor:\n    return x * {value}\n"
         "def by_name(x):\n    return torch.ops.gatetoy.times(x)\n"
     ),
+    "quant/named.py": (
+        "import torch\nfrom pathlib import PurePath\n"
+        "SPACE = 'gatenamed'\nFOLDER = PurePath('x') / 'gatenamed'\n"
+        "@torch.library.custom_op(f'{{SPACE}}::times', mutates_args=())\n"
+        "def times(x: torch.Tensor) -> torch.Tensor:\n    return x * {value}\n"
+        "def by_name(x):\n    return getattr(torch.ops, SPACE).times(x)\n"
+    ),
     "quant/words.py": "quantity, SENTENCE = 'quantity', 'quantize and kernels of it'\n",
 }
 
@@ -50,9 +59,11 @@ def test_each_version_sees_its_own_modules_by_every_way(tmp_path: Path):
             assert seen == [value] * 6
             assert f"{side.prefix}.kernels.value" in side.module("quant.text").NAMES
             assert side.module("quant.words").SENTENCE == "quantize and kernels of it"
-        operators = [side.module("quant.operator") for side in sides]
-        one = torch.ones(())
-        assert [(float(o.times(one)), float(o.by_name(one))) for o in operators] == [(3, 3), (5, 5)]
+        for name in ("quant.operator", "quant.named"):
+            operators = [side.module(name) for side in sides]
+            one = torch.ones(())
+            assert [(float(o.times(one)), float(o.by_name(one))) for o in operators] == [(3, 3), (5, 5)]
+        assert {str(o.FOLDER) for o in operators} == {"x/gatenamed"}
         prefixes = {side.prefix for side in sides}
     assert not [name for name in sys.modules if name.partition(".")[0] in prefixes]
 
@@ -77,6 +88,17 @@ def test_the_project_itself_loads_twice_and_shares_nothing(tmp_path: Path):
             if str(getattr(value, "__module__", "")).partition(".")[0] in (a.prefix, "quant", "kernels")
         ]
         assert not foreign
+        mine, theirs = (side.module("kernels.custom").OPERATORS for side in (a, b))
+        assert [str(o.overload) for o in mine.values()] != [str(o.overload) for o in theirs.values()]
+
+
+def test_a_table_of_configurations_counts_in_every_copy(tmp_path: Path):
+    """An entry holds the hash of a kernel's source, which must not depend on where the package was loaded."""
+    with loaded([working(ROOT, tmp_path)]) as (side,):
+        assert kernels.op.operations().keys() == side.module("kernels.op").operations().keys()
+        there = side.module("kernels.tuned").source_hash(f"{side.prefix}.kernels.gemv")
+    kernels.tuned.source_hash.cache_clear()
+    assert there == kernels.tuned.source_hash("kernels.gemv")
 
 
 def test_a_commit_is_written_out_as_it_was_and_the_working_tree_as_it_is(tmp_path: Path):

@@ -52,10 +52,24 @@ def test_a_record_reads_back_as_it_was_and_is_found_by_what_it_was_measured_on(t
     assert record.find(tmp_path, ABOUT) == path
     with pytest.raises(record.NoRecordError) as caught:
         record.find(tmp_path, {**ABOUT, "torch": "2.1"})
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 4
     wanted = "device 'an abacus', clock 'simulated seconds', torch '2.1'"
     text = f"no record of {wanted} below {tmp_path} ({path} is of torch '2.0'). Make one: python -m bench.gate record"
     assert str(caught.value) == text
+
+
+def test_a_new_record_replaces_that_of_its_own_device_only(tmp_path: Path):
+    path = tmp_path / "abacus" / record.FILE
+    here = {**ABOUT, "folder": "abacus"}
+    assert record.place(tmp_path, here) == path
+    record.write(path, ABOUT, measured(tmp_path, 1, 0.5))
+    assert record.place(tmp_path, here) == record.place(tmp_path, {**here, "torch": "2.1"}) == path
+    with pytest.raises(UsageError, match="is of 'an abacus', this is 'a slide rule': move it"):
+        record.place(tmp_path, {**here, "device": "a slide rule"})
+    moved = tmp_path / "elsewhere" / record.FILE
+    moved.parent.mkdir()
+    path.rename(moved)
+    assert record.place(tmp_path, here) == moved
 
 
 def test_cases_that_came_and_went_are_listed(tmp_path: Path):
@@ -83,10 +97,12 @@ def test_a_record_of_a_newer_version_is_refused(tmp_path: Path):
         record.read(path)
 
 
-def test_committed_records_are_read():
-    paths = sorted((command.ROOT / "results").glob(f"*/{record.FILE}"))
-    assert paths
-    for path in paths:
+RECORDS = sorted((command.ROOT / "results").glob(f"*/{record.FILE}"))
+
+
+@pytest.mark.skipif(not RECORDS, reason="no record of speeds is committed")
+def test_committed_records_hold_every_case_of_their_device():
+    for path in RECORDS:
         cases = record.read(path)["cases"]
         assert all(math.isfinite(v) for case in cases.values() for v in case["log_ratios"])
         if any(name.startswith("linear/") for name in cases):
