@@ -1,9 +1,11 @@
 """`python -m bench.gpu`: tests, training step, kernel benchmark and report on a GPU, within a time budget.
 
     all         every stage, each in a process of its own (what `make gpu` runs)
-    kernels     the kernel benchmark alone          training    the training steps alone
-    agreement   each kernel against its reference   doctor      what is here and what is missing
+    doctor      what is here and what is missing    tests       the GPU tests, shared out among processes
+    tuning      the table of configurations         routes      from how many rows on to decode a weight first
+    training    the training steps                  kernels     the kernel benchmark
     report DIR  tables and plots from the records in DIR
+    compile, first-call                             parts of `tuning`
 Exit codes: 0 done; 1 a stage or a cell failed; 2 a mistake in the command; 4 there is no CUDA device; 75 the device was
 lost on the way. `--device cpu` proves the paths with tiny sizes: it shows nothing of the kernels, and says so.
 """
@@ -40,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--without", action="append", default=[], metavar="SUBJECT", help="leave a subject out; repeatable"
     )
+    made.add_argument("--shard", default="0/1", metavar="I/N", help="of `compile`: which share")
     made.add_argument("--since", default="", help="do not time again what a run begun at this UTC moment has timed")
     return made
 

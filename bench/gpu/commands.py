@@ -5,29 +5,32 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.errors import UsageError
-from bench.gpu.agreement import disagreements
+from bench.gpu.checks import (
+    compile_command,
+    first_call_command,
+    folder_of,
+    routes_command,
+    said,
+    tests_command,
+    tuning_command,
+)
 from bench.gpu.kernels import estimate_s, kernel_plan, listing, run_kernels
-from bench.gpu.machine import RIVALS, clocks, device_record, installed, slug
+from bench.gpu.machine import RIVALS, clocks, device_record, installed
 from bench.gpu.stages import Outcome, Stage, plan_seconds, run_stages, table
-from bench.gpu.store import results_folder
 from bench.gpu.sweep import Budget
 from bench.gpu.training import LLAMA_8B, TINY, run_training
 
-__all__ = ["COMMANDS", "command_of_tests", "stages_of"]
+__all__ = ["COMMANDS", "stages_of"]
 
-ROOT = Path(__file__).resolve().parents[2]
 TOTAL_S = 450.0
-NEEDED = ("numpy", "scipy", "numba", "psutil", "transformers", "triton")
-OPTIONAL = ("pytest", "pytest-xdist", "pytest-timeout", "pytest-benchmark", "pandas", "tabulate", "seaborn", "peft")
-WORKERS = 8
+NEEDED = ("numpy", "transformers", "triton")
+OPTIONAL = ("pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "pandas", "tabulate", "seaborn", "peft")
 
 
 def all_command(given: argparse.Namespace) -> int:
@@ -41,7 +44,9 @@ def all_command(given: argparse.Namespace) -> int:
         raise UsageError("`all` writes records: on a CPU choose a folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     stages = stages_of(given, out)
-    outcomes = run_stages(stages, total, out / "log.txt", {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
+    environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    environment["QUANTBENCH_CONFIGURATIONS"] = str((out / "configurations").resolve())
+    outcomes = run_stages(stages, total, out / "log.txt", environment)
     print(f"\nrecords: {out}\n{table(outcomes)}")
     summary = {"budget_s": total, "stages": [o.as_dict() for o in outcomes], "provenance": device_record(given.device)}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -61,13 +66,14 @@ def stages_of(given: argparse.Namespace, out: Path) -> list[Stage]:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     without = tuple(part for name in given.without for part in ("--without", name))
     kernels = (*me, "kernels", *common, *quick, *without, "--since", since)
-    test, how = command_of_tests(given.device)
     stages = [
         Stage("doctor", (*me, "doctor", "--device", given.device), 20, what="what is here"),
-        Stage("tests", test, 150, what=how),
-        Stage("training", (*me, "training", *common), 80, what="LoRA and QLoRA steps at Llama-3-8B's layer sizes"),
-        Stage("kernels", kernels, 150, elastic=True, what="kernels against cuBLAS and the rivals"),
-        Stage("report", (*me, "report", str(out)), 25, what="tables and plots"),
+        Stage("tests", (*me, "tests", *common), 120, what="the GPU tests, or each kernel against its reference"),
+        Stage("tuning", (*me, "tuning", *common), 80, what="configurations of the kernels"),
+        Stage("routes", (*me, "routes", *common), 30, what="from how many rows on to decode first"),
+        Stage("training", (*me, "training", *common), 55, what="LoRA and QLoRA steps at Llama-3-8B's layer sizes"),
+        Stage("kernels", kernels, 110, elastic=True, what="kernels against cuBLAS and the rivals"),
+        Stage("report", (*me, "report", str(out)), 30, what="tables and plots"),
     ]
     names = {s.name for s in stages}
     for word in (only := words(given.only)) | (skip := words(given.skip)):
@@ -79,28 +85,6 @@ def stages_of(given: argparse.Namespace, out: Path) -> list[Stage]:
 def words(text: str) -> set[str]:
     """The names in a list by comma."""
     return {word.strip() for word in text.split(",") if word.strip()}
-
-
-def command_of_tests(
-    device: str, have: Callable[[str], bool] = lambda name: installed(name)[name] is not None
-) -> tuple[tuple[str, ...], str]:
-    """The command of the GPU tests, and what it is: pytest as far as it is there, else the values alone."""
-    if not have("pytest"):
-        command = (sys.executable, "-m", "bench.gpu", "agreement", "--device", device, "--seconds", "{seconds}")
-        return command, "pytest is not installed: each kernel against its reference, values alone"
-    files = sorted(
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "tests").rglob("test_*.py")
-        if re.search(r"mark\.gpu", path.read_text(encoding="utf-8"))
-    )
-    options = ["-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--maxfail=25", "-rs"]
-    lacking = [name for name in ("pytest-timeout", "pytest-benchmark") if not have(name)]
-    if lacking:
-        options += ["-o", "filterwarnings=default"]  # settings of a plugin that is absent are no reason to stop
-    if have("pytest-xdist") and (os.cpu_count() or 1) >= 2 * WORKERS:
-        options += ["-n", str(WORKERS)]
-    note = f" (without {', '.join(lacking)})" if lacking else ""
-    return (sys.executable, "-m", "pytest", *options, *files), f"pytest -m gpu{note}"
 
 
 def dry_run(given: argparse.Namespace, total: float) -> str:
@@ -145,14 +129,6 @@ def training_command(given: argparse.Namespace) -> int:
     return run_training(sizes, given.device, folder_of(given), Budget(given.seconds or float("inf")))
 
 
-def agreement_command(given: argparse.Namespace) -> int:
-    """Kernels against references."""
-    agreed, late, wrong = disagreements(given.device, Budget(given.seconds or float("inf")))
-    print("\n".join(wrong[:50]))
-    print(f"{agreed} examples agree, {len(wrong)} do not, {late} were not reached in time")
-    return 1 if wrong or late else 0
-
-
 def doctor_command(given: argparse.Namespace) -> int:
     """What is here; 1 when something is missing without which nothing runs."""
     have: Mapping[str, str | None] = installed("torch", *NEEDED, *OPTIONAL, *RIVALS)
@@ -184,23 +160,15 @@ def report_command(given: argparse.Namespace) -> int:
     return 0
 
 
-def folder_of(given: argparse.Namespace) -> Path | None:
-    """Where records go; figures of a CPU go nowhere unless a folder is named."""
-    out: Path | None = given.out
-    return results_folder(out, slug("cuda")) if given.device == "cuda" else out
-
-
-def said(device: str) -> None:
-    """Say aloud when the figures are a CPU's."""
-    if device == "cpu":
-        print("a CPU with tiny sizes: this proves the paths and shows nothing of the kernels")
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "all": all_command,
     "kernels": kernels_command,
     "training": training_command,
-    "agreement": agreement_command,
+    "tests": tests_command,
+    "compile": compile_command,
+    "tuning": tuning_command,
+    "routes": routes_command,
+    "first-call": first_call_command,
     "doctor": doctor_command,
     "report": report_command,
 }

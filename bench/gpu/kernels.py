@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.gpu.ceilings import measure_ceilings
 from bench.gpu.layers import layer_subjects
-from bench.gpu.machine import clocks, device_record
+from bench.gpu.machine import clocks, device_record, sparing
 from bench.gpu.ops import op_subjects
 from bench.gpu.rivals import rival_subjects
 from bench.gpu.shapes import SHAPES, TINY_ROWS, TINY_SHAPES, Block, blocks
@@ -26,6 +26,7 @@ from bench.gpu.timing import watch_for
 __all__ = ["LOST", "Plan", "estimate_s", "kernel_plan", "listing", "run_kernels", "sweep_for"]
 
 LOST = 75  # exit code: the device was lost, a new process may go on
+CLOCKS_S = 10.0
 TINY_COPY, TINY_SIDE = 1 << 20, 64
 FIRST_S, LATER_S = 4.0, 0.4  # a guess of what a subject takes the first time (it compiles) and in a later block
 
@@ -40,8 +41,9 @@ class Plan:
     tiny: bool
 
     def wanted(self, block: Block, subject: Subject) -> bool:
-        """A quick run times the kernels themselves at the first shape only: elsewhere through the layers."""
-        return subject.level != "op" or not self.quick or block.shape == self.blocks[0].shape
+        """Whether to time it: at the first shape everything, elsewhere the layers, and what they compete with."""
+        alone = subject.level == "op" or (subject.level == "layer" and not block.m)
+        return not alone or block.shape == self.blocks[0].shape
 
 
 def kernel_plan(quick: bool = False, tiny: bool = False) -> Plan:
@@ -82,7 +84,7 @@ def sweep_for(plan: Plan, device: str, sink: Sink, budget: Budget) -> Sweep:
     watch = watch_for(device)
     ceilings = measure_ceilings(watch, TINY_COPY, TINY_SIDE) if plan.tiny else measure_ceilings(watch)
     about = device_record(device)
-    read = clocks if device == "cuda" else lambda: {"reason": "clocks are read of a GPU only"}
+    read = sparing(clocks, CLOCKS_S) if device == "cuda" else lambda: {"reason": "clocks are read of a GPU only"}
     return Sweep(plan.subjects, watch, ceilings, sink, budget, about, read, plan.wanted)
 
 

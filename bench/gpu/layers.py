@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.shapes import Block
-from bench.gpu.subjects import DTYPE, Ready, Stock, Subject, fixed, flop, total_bytes
+from bench.gpu.subjects import DTYPE, Ready, Stock, Subject, fixed, flop
 from bench.gpu.timing import Watch
 from kernels.op import MULTIPLIED, relative_error
 from quant import METHODS, QuantizedLinear, QuantizedTensor
@@ -54,16 +54,15 @@ class Layer(Subject):
             sources = [dense, *(dense.clone() for _ in range(watch.copies(moved) - 1))]
             calls = [fixed(quantizer.quantize, w) for w in sources]
             return Ready(calls, moved, 0, lambda: self.same_on_cpu(dense), lambda: type(quantizer).__name__)
-        weights = self.copied(first, watch.copies(first.nbytes), block, stock)
+        moved = first.nbytes + block.m * (block.shape.n + block.shape.k) * dense.element_size()
+        weights = self.copied(first, watch.copies(first.nbytes), block, stock)[: watch.copies(moved)]
         if block.operation == "dequantize":
             calls = [fixed(w.dequantize, DTYPE) for w in weights]
-            moved = first.nbytes + dense.nbytes
-            return Ready(calls, moved, 0, lambda: decoded(first), lambda: first.format)
+            return Ready(calls, first.nbytes + dense.nbytes, 0, lambda: decoded(first), lambda: first.format)
         layers = [self.layer(i, w, block, stock) for i, w in enumerate(weights)]
         xs = stock.inputs(block, len(layers))
         run = torch.no_grad()
         calls = [fixed(run(layer.forward), x) for layer, x in zip(layers, xs, strict=True)]
-        moved = first.nbytes + total_bytes(xs[0]) + block.m * block.shape.n * dense.element_size()
 
         def check() -> tuple[str | None, float | None]:
             rows = xs[0][:CHECKED_ROWS]

@@ -11,13 +11,15 @@ import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from bench.provenance import cpu_model, default_threads, provenance
 
-__all__ = ["RIVALS", "clocks", "device_record", "installed", "interpreter_on", "slug"]
+__all__ = ["RIVALS", "clocks", "device_record", "installed", "interpreter_on", "slug", "sparing"]
 
 RIVALS = ("bitsandbytes", "torchao", "gemlite")
 FIELDS = {
@@ -53,6 +55,18 @@ def clocks() -> dict[str, Any]:
     if done.returncode:
         return {"reason": f"nvidia-smi exited with {done.returncode}: {(done.stderr or done.stdout).strip()[:120]}"}
     return parse_clocks(done.stdout)
+
+
+def sparing(read: Callable[[], dict[str, Any]], seconds: float) -> Callable[[], dict[str, Any]]:
+    """`read`, its answer kept for `seconds`: a process of its own for each block would cost more than the block."""
+    kept: list[tuple[float, dict[str, Any]]] = []
+
+    def get() -> dict[str, Any]:
+        if not kept or time.monotonic() - kept[0][0] > seconds:
+            kept[:] = [(time.monotonic(), read())]
+        return kept[0][1]
+
+    return get
 
 
 def parse_clocks(line: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Records of kernels and of training steps: one JSON line each, append-only, in `kernels.jsonl` and `training.jsonl`.
+"""Records of a GPU: one JSON line each, append-only, in `kernels.jsonl`, `training.jsonl` and `stages.jsonl`.
 
-    kind              "kernel", "skipped" (a subject that cannot run here), "run" (one a sweep), "training"
+    kind              "kernel", "skipped" (a subject that cannot run here), "run" (one a sweep), "training", and of the
+                      other stages "tests", "tuned" (one a kernel and class of shape), "route", "bounds", "first_call"
     key               which figure it is: device, block, level and subject; of several the last ok one counts
     status, reason    ok, failed, wrong (it does not compute its product: not timed), oom, skipped
     operation, n, k, m, layer, dtype    the block
@@ -25,10 +26,10 @@ from typing import Any
 from bench.errors import StoppedError, UsageError
 from bench.records import to_line
 
-__all__ = ["KERNELS", "SCHEMA", "STATUSES", "TRAINING", "Sink", "counted", "read_lines", "results_folder"]
+__all__ = ["KERNELS", "SCHEMA", "STAGES", "STATUSES", "TRAINING", "Sink", "counted", "read_lines", "results_folder"]
 
 SCHEMA = 1
-KERNELS, TRAINING = "kernels.jsonl", "training.jsonl"
+KERNELS, TRAINING, STAGES = "kernels.jsonl", "training.jsonl", "stages.jsonl"
 STATUSES = ("ok", "failed", "wrong", "oom", "skipped")
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 Record = dict[str, Any]

@@ -6,6 +6,7 @@ compute what it should is not timed.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,5 +146,11 @@ def right() -> tuple[str | None, float | None]:
 
 
 def total_bytes(*values: Any) -> int:
-    """Bytes of all the tensors in `values`, containers included."""
-    return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
+    """Bytes of all the tensors in `values`, those in containers and in fields of dataclasses included."""
+    total = 0
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            total += leaf.numel() * leaf.element_size()
+        elif dataclasses.is_dataclass(leaf):
+            total += total_bytes(*(getattr(leaf, field.name) for field in dataclasses.fields(leaf)))
+    return total
