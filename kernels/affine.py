@@ -44,9 +44,7 @@ def dequantize_reference(
     return ((unpack(codes, bits, k).to(wide) - offset) * spread(scale_values(scale, wide), k, group)).to(dtype)
 
 
-def matmul_reference(
-    x: Tensor, codes: Tensor, scale: Scale, zero: Tensor | None, *, bits: int, group: Group
-) -> Tensor:
+def matmul_reference(x: Tensor, codes: Tensor, scale: Scale, zero: Tensor | None, *, bits: int, group: Group) -> Tensor:
     """The definition of `affine_matmul`, in float32, or in float64 when `x` is float64."""
     wide = torch.promote_types(x.dtype, torch.float32)
     shape = (codes.shape[0], x.shape[-1])

@@ -71,7 +71,8 @@ def codebook_dequantize(
 
     `codes` [n, packed_bytes(k, bits)] uint8; `levels` [tables, L] float with L <= 2**bits, `rows` rows of the weight to
     a table (0: one table); `scale` [n, ceil(k / group)], [n, 1] for "channel", [1, 1] for "tensor", a `NestedScale`
-    of as many codes, or None. A code of L or more decodes to 0. Raises ValueError for shapes that do not belong together, TypeError for a wrong dtype.
+    of as many codes, or None. A code of L or more decodes to 0.
+    Raises ValueError for shapes that do not belong together, TypeError for a wrong dtype.
     """
     check_dtype("dtype", dtype)
     return decode(weight_arguments(codes, levels, scale, None, shape, bits, group, rows), dtype, codes.device)

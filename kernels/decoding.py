@@ -1,6 +1,6 @@
 """How a tile of a packed weight becomes numbers inside a kernel: codes, their values before the scale, and the scales.
 
-    value = levels[i // rows, code]   from a table                    value = code - 2**(bits - 1)   on a uniform grid
+    value = levels[i // rows, code]   from a table            value = code - 2**(bits - 1)   on a uniform grid
 
 Two ways of 4 bits are written in PTX for NVIDIA's 16-bit products (`PTX`), eight codes a 32-bit word; elsewhere the same
 values come from Triton's own operations. A table of 16 half-precision levels lies in eight registers, a plane of high

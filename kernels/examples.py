@@ -90,9 +90,7 @@ W8A8 = (
 )
 
 
-def codebook_examples(
-    dtype: torch.dtype, device: str, *, product: bool, nested: bool = False
-) -> Iterator[Example]:
+def codebook_examples(dtype: torch.dtype, device: str, *, product: bool, nested: bool = False) -> Iterator[Example]:
     """Arguments of `codebook_matmul` (`product`) or `codebook_dequantize`; `nested` adds scales in nested form."""
     return (_codebook(case, dtype, device, product) for case in CODEBOOK + NESTED * nested)
 
@@ -102,9 +100,7 @@ def codebook_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, p
     return _codebook(Case(m=m, n=n, k=k, scale=torch.float16), dtype, device, product)
 
 
-def affine_examples(
-    dtype: torch.dtype, device: str, *, product: bool, nested: bool = False
-) -> Iterator[Example]:
+def affine_examples(dtype: torch.dtype, device: str, *, product: bool, nested: bool = False) -> Iterator[Example]:
     """Arguments of `affine_matmul` (`product`) or `affine_dequantize`; `nested` adds scales in nested form."""
     return (_affine(case, dtype, device, product) for case in AFFINE + NESTED * nested)
 

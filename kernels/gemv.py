@@ -41,7 +41,7 @@ def gemv(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
 
     batch = {"x_ptr": x, "out_ptr": part, "m": m, "x_row": x.stride(0), "x_col": x.stride(1)}
     fixed = {
-        "share": share,
+        "share": share // block_k,
         "M_ROWS": m if m < 3 else 4,
         "PIECE": piece(weight["GROUP"]),
         "BLOCK_K": block_k,
@@ -72,7 +72,8 @@ def shares(n: int, k: int, block_k: int, block_n: int = 8) -> tuple[int, int]:
 def _sums(x_ptr, i, m, k, x_row, x_col, col, w, z, s, ZERO: tl.constexpr, SCALE: tl.constexpr, PIECE: tl.constexpr):
     # row i of x times w [BLOCK_N, BLOCK_K] float32, summed in pieces of one scale [BLOCK_N, BLOCK_K / PIECE]
     x_at = x_ptr + tl.full((), i, tl.int64) * x_row + col.to(tl.int64) * x_col
-    x = tl.load(x_at, mask=(col < k) & (i < m), other=0.0).to(tl.float32)
+    inside = (col < k) & (tl.full(col.shape, i, tl.int32) < m)
+    x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
     total = tl.sum(tl.reshape(w * x[None, :], (w.shape[0], w.shape[1] // PIECE, PIECE)), axis=2)
     if ZERO:
         total -= z * tl.sum(tl.reshape(x, (w.shape[1] // PIECE, PIECE)), axis=1)[None, :]
@@ -83,7 +84,8 @@ def _sums(x_ptr, i, m, k, x_row, x_col, col, w, z, s, ZERO: tl.constexpr, SCALE:
 
 @triton.jit
 def _store(out_ptr, total, i, m, n, row):
-    tl.store(out_ptr + tl.full((), i, tl.int64) * n + row, total.to(out_ptr.dtype.element_ty), mask=(row < n) & (i < m))
+    inside = (row < n) & (tl.full(row.shape, i, tl.int32) < m)
+    tl.store(out_ptr + tl.full((), i, tl.int64) * n + row, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 # x [m, k] by strides, codes [n, row_bytes] uint8, scale and zero [n or 1, groups] -> out [m, n] or [splits, m, n]
@@ -129,7 +131,9 @@ def _gemv(
     side = row.to(tl.int64)[:, None] * side_row
     acc0 = tl.full((BLOCK_N, BLOCK_K // PIECE), 0.0, tl.float32)
     acc1, acc2, acc3 = acc0, acc0, acc0
-    for start in range(split * share, tl.minimum(k, split * share + share), BLOCK_K):
+    blocks = (k + BLOCK_K - 1) // BLOCK_K
+    for block in range(split * share, tl.minimum(blocks, split * share + share)):
+        start = block * BLOCK_K  # so the compiler sees that it is aligned
         col = start + tl.arange(0, BLOCK_K)
         w = units_of(
             codes_ptr,
@@ -181,7 +185,7 @@ def _gemv(
 GEMV = Kernel(
     _gemv,
     configs=tuple(
-        triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=1) for n, warps in ((8, 4), (4, 4), (16, 4), (16, 8))
+        triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=1) for n, warps in ((8, 4), (4, 4), (16, 8), (8, 8))
     ),
     slow=triton.Config({"BLOCK_N": 128}),
     key=("n", "k", "BITS", "GROUP", "ROWS", "NEST"),

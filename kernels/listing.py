@@ -80,16 +80,22 @@ def amd_widths(code: Listing) -> dict[str, int]:
     return found
 
 
-def amd_rounding(code: Listing) -> tuple[int, int]:
-    """Inexact divisions, and multiply-adds that round once and belong to no IEEE division.
+def amd_rounding(text: str) -> tuple[int, int]:
+    """Inexact divisions, and multiply-adds that round once and belong to no division that is right.
 
-    LLVM expands an IEEE division into one reciprocal, five fused multiply-adds and a fix-up.
+    LLVM expands an IEEE division into one reciprocal, five fused multiply-adds and a fix-up; a division of integers into
+    one reciprocal, scaled to just below 2**32 or 2**64, for 64 bits with multiply-adds by 2**32 beside it.
     """
-    counts = code.counts
-    exact = sum(n for op, n in counts.items() if op.startswith("v_div_fixup"))
-    guesses = sum(n for op, n in counts.items() if re.match(r"v_rcp_f\d", op))  # v_rcp_iflag divides integers
-    fused = sum(n for op, n in counts.items() if re.match(r"v_(pk_)?(fma|fmac|mad|mac)(_|k_)(mix)?\w*f(16|32|64)", op))
-    return max(0, guesses - exact), max(0, fused - 5 * exact)
+    lines = [line.strip() for line in text.splitlines()]
+
+    def count(pattern: str) -> int:
+        return sum(bool(re.match(pattern, line)) for line in lines)
+
+    exact = count("v_div_fixup")
+    whole = count(r"v_mul_f32\w* .*0x(4f7ffffe|5f7ffffc)")
+    words = count(r"v_(fma|mad|fmac|mac)(ak|mk)?_f32\w* .*0x[4c]f800000")
+    fused = count(r"v_(pk_)?(fma|fmac|mad|mac)(_|k_)(mix)?\w*f(16|32|64)")
+    return max(0, count(r"v_rcp_f\d") - exact - whole), max(0, fused - 5 * exact - words)
 
 
 def executed(listing: Listing, loops: Sequence[Loop]) -> Mapping[str, float]:

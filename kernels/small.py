@@ -40,20 +40,26 @@ def small(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
 
     batch = {"x_ptr": x, "out_ptr": part, "m": m, "x_row": x.stride(0), "x_col": x.stride(1)}
     in_ptx = SMALL.in_ptx(x.dtype) and weight["BITS"] == 4 and not weight["ROWS"] and weight["GROUP"] % block_k == 0
-    fixed = {"share": share, "BLOCK_M": block_m, "BLOCK_K": block_k, "PTX": in_ptx, "UPCAST": SMALL.interpreted}
+    fixed = {
+        "share": share // block_k,
+        "BLOCK_M": block_m,
+        "BLOCK_K": block_k,
+        "PTX": in_ptx,
+        "UPCAST": SMALL.interpreted,
+    }
     Launch(SMALL, grid, {**batch, **weight, **fixed}).run()
     if splits > 1:
         add_up(part, out)
 
 
 def column_block(group: int, dtype: torch.dtype) -> int:
-    """Columns of a step: a power of two that divides the group, so that one scale serves it, where that is 32 or more.
+    """Columns of a step: a power of two that divides the group, so that one scale serves it, where that is 16 or more.
 
     Other groups have their scales read one a weight.
     """
     largest = 32 if dtype == torch.float32 else 128  # wider float32 steps spill
-    divisor = group & -group
-    return min(largest, divisor) if divisor >= 32 else min(largest, 64)
+    divisor = group & -group if group else largest
+    return min(largest, divisor) if divisor >= 16 else 32
 
 
 def row_block(m: int) -> int:
@@ -105,7 +111,9 @@ def _small(
     side = row.to(tl.int64) * side_row
     acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
     x_total = tl.full((BLOCK_M,), 0.0, tl.float32)
-    for start in range(split * share, tl.minimum(k, split * share + share), BLOCK_K):
+    blocks = (k + BLOCK_K - 1) // BLOCK_K
+    for block in range(split * share, tl.minimum(blocks, split * share + share)):
+        start = block * BLOCK_K  # so the compiler sees that it is aligned
         col = start + tl.arange(0, BLOCK_K)
         x_at = x_ptr + out_row.to(tl.int64)[None, :] * x_row + col.to(tl.int64)[:, None] * x_col
         x = tl.load(x_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0.0).to(compute)

@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from kernels import tuned
+from kernels.interpreter import interpreting
 
 __all__ = ["OPTIONS", "Kernel", "Launch", "recorded", "searching"]
 
@@ -70,7 +71,8 @@ class Launch:
         if len(devices) > 1:
             raise ValueError(f"tensors are on several devices: { {n: str(t.device) for n, t in tensors.items()} }")
         if self.kernel.interpreted:
-            self.kernel.fn[self.grid](**self.arguments, **self.kernel.slow.kwargs)
+            with interpreting():
+                self.kernel.fn[self.grid](**self.arguments, **self.kernel.slow.kwargs)
             return
         device = devices.pop()
         if device.type != "cuda":

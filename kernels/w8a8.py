@@ -83,7 +83,8 @@ def _round_rows(x: Tensor, q: Tensor, step: Tensor) -> None:
 
 def _multiply(q: Tensor, step: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
     (m, n), k = out.shape, weight["k"]
-    block_k, block_m = column_block(weight["GROUP"], torch.float16), row_block(m)
+    block_k = max(32, column_block(weight["GROUP"], torch.float16))  # the least that a product of bytes takes
+    block_m = row_block(m)
     splits, share = shares(n, k, 4 * block_k, block_n=64)
     part = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=q.device)
 
@@ -91,7 +92,7 @@ def _multiply(q: Tensor, step: Tensor, out: Tensor, weight: Mapping[str, Any]) -
         return (triton.cdiv(m, block_m) * triton.cdiv(n, meta["BLOCK_N"]) * splits,)
 
     batch = {"q_ptr": q, "step_ptr": step, "out_ptr": part, "m": m, "n": n}
-    fixed = {"share": share, "BLOCK_M": block_m, "BLOCK_K": block_k}
+    fixed = {"share": share // block_k, "BLOCK_M": block_m, "BLOCK_K": block_k}
     Launch(MATMUL, grid, {**batch, **weight, **fixed}).run()
     if splits > 1:
         add_up(part, out)
@@ -148,7 +149,9 @@ def _matmul(
     side = row.to(tl.int64) * side_row
     total = tl.full((BLOCK_N, BLOCK_M), 0, tl.int32)
     acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
-    for start in range(split * share, tl.minimum(k, split * share + share), BLOCK_K):
+    blocks = (k + BLOCK_K - 1) // BLOCK_K
+    for block in range(split * share, tl.minimum(blocks, split * share + share)):
+        start = block * BLOCK_K  # so the compiler sees that it is aligned
         col = start + tl.arange(0, BLOCK_K)
         q_at = q_ptr + out_row.to(tl.int64)[None, :] * k + col[:, None]
         q = tl.load(q_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0)

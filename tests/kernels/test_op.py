@@ -57,7 +57,9 @@ def _stored(scale: Any) -> Any:
 def test_a_codebook_is_what_quant_stores(example: Any) -> None:
     a = example.arguments
     group = "tensor" if a["scale"] is None else a["group"]
-    stored = Codebook(a["shape"], a["dtype"], a["codes"], a["levels"], _stored(a["scale"]), None, a["bits"], group, a["rows"])
+    stored = Codebook(
+        a["shape"], a["dtype"], a["codes"], a["levels"], _stored(a["scale"]), None, a["bits"], group, a["rows"]
+    )
     assert torch.equal(stored.decode(), operations()["codebook_dequantize"].reference(**a))
 
 

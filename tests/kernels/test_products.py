@@ -28,7 +28,7 @@ pytestmark = [
 PRODUCTS = ("affine_matmul", "codebook_matmul")
 W8A8: Op = next(iter(interpreted("kernels.w8a8").OPERATIONS))
 SIZES = (1, 3, 17, 63, 64, 65, 127, 1000, 4097)
-SHAPES = [(SIZES[i], SIZES[(i + 8) % 9], SIZES[(2 * i + 5) % 9]) for i in range(9)]
+SHAPES = list(zip(SIZES, (4097, 1000, 65, 127, 1, 64, 17, 63, 3), (65, 127, 4097, 1000, 64, 17, 63, 3, 1), strict=True))
 
 
 def product(name: str, m: int, n: int, k: int, dtype: torch.dtype = torch.float32, group: int = 32) -> dict[str, Any]:
@@ -184,5 +184,5 @@ def test_rows_of_zeros_and_rows_that_are_not_finite_with_eight_bit_activations()
 def test_too_many_columns_under_one_scale_are_refused() -> None:
     k = 2**17 + 1
     x, codes = torch.zeros(1, k), torch.zeros(1, k, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="131073 columns share a scale.*use groups"):
+    with pytest.raises(ValueError, match=r"131073 columns share a scale.*use groups"):
         W8A8.triton(x, codes, torch.ones(1, 1), group="channel")

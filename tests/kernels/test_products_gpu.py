@@ -1,4 +1,4 @@
-"""Products on a GPU: bit equality from run to run, capture in a CUDA graph, odd sizes in bfloat16, very large weights."""
+"""Products on a GPU: bit equality from run to run, capture in a CUDA graph, odd sizes in bfloat16, large weights."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def test_every_configuration_is_right_and_gives_the_same_bits_for_more_rows(
         assert op.disagreement(run_guarded(op, arguments), arguments) is None, config
 
 
-def test_a_search_changes_the_time_and_not_the_product(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_changes_the_time_and_not_the_product(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTBENCH_CONFIGURATIONS", str(tmp_path))
     op, arguments = operations()["codebook_matmul"], sized("codebook_matmul", 16, 1024, 1024, torch.bfloat16)
     with searching():
