@@ -119,10 +119,11 @@ def _product(side: Side, *, method: str, engine: str, dtype: torch.dtype, m: int
     weight = _method(side, method).quantize(_normal(SIZE, SIZE, seed=0))
     if engine not in side.module("quant.engines").ENGINES:
         raise Missing(f"no engine {engine!r}")
-    make = side.module("quant").QuantizedLinear
+    make, decode = side.module("quant").QuantizedLinear, side.module("quant.engines.decode")
     x = _normal(m, SIZE, seed=1).to(dtype)
 
     def new(rng: Generator) -> Call:
+        getattr(decode, "drop_workspace", lambda: None)()  # it is kept from call to call, and so is where it lies
         stored = {name: fresh(t, rng) for name, t in weight.stored().items()}
         layer, own = make(weight.with_stored(stored), None, engine, compute_dtype=dtype), fresh(x, rng)
         return torch.inference_mode()(lambda: layer(own))
