@@ -3,9 +3,10 @@
     inner   [m, r] = scaling * x @ a.T, computed beforehand: it is small, and autograd then knows the factor a
     lora    y[i, j] = sum over c of x[i, c] * w[j, c]  +  sum over q of inner[i, q] * b[j, q],   in float32
 
-The update is added to the tile of y while that is still in registers, so y is written once and never read back. The
-rank is at most 64; it is filled up to a power of two, 16 or more, for the matrix unit. Beside a half precision x the
-factors are multiplied in TF32 on NVIDIA and gfx942, whose 10 bits are no fewer than those of x; beside float32, exactly.
+The product is that of `kernels.small`, step by step. The update is added to the tile of y, where the columns are shared
+out to the first share's, while that is still in registers: y is not read back for it. The rank is at most 64; it is
+filled up to a power of two, 16 or more, for the matrix unit. Beside a half precision x the factors are multiplied in
+TF32 on NVIDIA and gfx942, whose 10 bits are no fewer than those of x; beside float32, exactly.
 Source: Hu et al. 2021 (LoRA), arXiv 2106.09685, over the quantized base of Dettmers et al. 2023, arXiv 2305.14314.
 """
 
@@ -21,9 +22,14 @@ from torch import Tensor
 
 from kernels import affine, codebook
 from kernels.checks import check_x
+from kernels.decoding import planes_of, scales_at, table_of, units_of
 from kernels.examples import affine_examples, affine_sized, codebook_examples, codebook_sized
+from kernels.gemv import shares
+from kernels.launchers import weight_arguments
+from kernels.nested import Scale
 from kernels.op import MULTIPLIED, Example, Op
-from kernels.tile import column_block, table_of, tile_scale, tile_side, tile_values, weight_arguments
+from kernels.partials import add_up
+from kernels.small import column_block, row_block
 from kernels.tuning import Kernel, Launch
 
 __all__ = ["LARGEST_RANK", "OPERATIONS", "affine_lora", "codebook_lora"]
@@ -36,7 +42,7 @@ def codebook_reference(
     x: Tensor,
     codes: Tensor,
     levels: Tensor,
-    scale: Tensor | None,
+    scale: Scale | None,
     inner: Tensor,
     b: Tensor,
     *,
@@ -51,7 +57,7 @@ def codebook_reference(
 
 
 def affine_reference(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, inner: Tensor, b: Tensor, *, bits: int, group: Group
+    x: Tensor, codes: Tensor, scale: Scale, zero: Tensor | None, inner: Tensor, b: Tensor, *, bits: int, group: Group
 ) -> Tensor:
     """The definition of `affine_lora`, in float32, or in float64 when `x` is float64."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -63,7 +69,7 @@ def codebook_lora(
     x: Tensor,
     codes: Tensor,
     levels: Tensor,
-    scale: Tensor | None,
+    scale: Scale | None,
     inner: Tensor,
     b: Tensor,
     *,
@@ -82,7 +88,7 @@ def codebook_lora(
 
 
 def affine_lora(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, inner: Tensor, b: Tensor, *, bits: int, group: Group
+    x: Tensor, codes: Tensor, scale: Scale, zero: Tensor | None, inner: Tensor, b: Tensor, *, bits: int, group: Group
 ) -> Tensor:
     """x [..., k] @ ((codes - zero) * scale).T + inner [..., r] @ b [n, r].T -> [..., n] in the dtype of `x`.
 
@@ -108,27 +114,34 @@ def _multiply(x: Tensor, inner: Tensor, b: Tensor, weight: Mapping[str, Any]) ->
             f"got {list(b.shape)} and {list(inner.shape)}"
         )
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    exact = x.dtype == torch.float32
+    block_m, block_k = row_block(m), column_block(weight["GROUP"], x.dtype)
+    splits, share = shares(n, k, 4 * block_k, block_n=64)
+    part = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
 
     def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
-        return (triton.cdiv(m, meta["BLOCK_M"]) * triton.cdiv(n, meta["BLOCK_N"]),)
+        return (triton.cdiv(m, block_m) * triton.cdiv(n, meta["BLOCK_N"]) * splits,)
 
-    batch = {"x_ptr": flat, "out_ptr": out, "m": m, "x_row": flat.stride(0), "x_col": flat.stride(1)}
+    batch = {"x_ptr": flat, "out_ptr": part, "m": m, "x_row": flat.stride(0), "x_col": flat.stride(1)}
     update = {"inner_ptr": inner.reshape(-1, rank).contiguous(), "b_ptr": b.contiguous(), "rank": rank}
+    in_ptx = LORA.in_ptx(x.dtype) and weight["BITS"] == 4 and not weight["ROWS"] and weight["GROUP"] % block_k == 0
     fixed = {
-        "BLOCK_K": column_block(weight["GROUP"], x.dtype),
+        "share": share,
+        "BLOCK_M": block_m,
+        "BLOCK_K": block_k,
         "BLOCK_R": max(16, triton.next_power_of_2(rank)),
-        "PRECISION": "ieee" if exact else "tf32",
-        "M_BUCKET": 16 if m <= 16 else 64 if m <= 64 else 256,
+        "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
+        "PTX": in_ptx,
         "UPCAST": LORA.interpreted,
     }
     if m:
         Launch(LORA, grid, {**batch, **weight, **update, **fixed}).run()
+        if splits > 1:
+            add_up(part, out)
     return out.view(*x.shape[:-1], n)
 
 
-# x [m, k] by strides, codes [n, row_bytes] uint8, levels [tables, n_levels], scale and zero [n or 1, groups],
-# inner [m, rank], b [n, rank] -> out [m, n]
+# x [m, k] by strides, codes [n, row_bytes] uint8, scale and zero [n or 1, groups], inner [m, rank], b [n, rank]
+# -> out [m, n] or [splits, m, n]
 @triton.jit
 def _lora(
     x_ptr,
@@ -136,6 +149,9 @@ def _lora(
     codes_ptr,
     levels_ptr,
     scale_ptr,
+    nest_levels_ptr,
+    nest_scale_ptr,
+    nest_offset_ptr,
     zero_ptr,
     inner_ptr,
     b_ptr,
@@ -148,10 +164,12 @@ def _lora(
     row_bytes,
     side_row,
     n_levels,
+    share,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
-    M_BUCKET: tl.constexpr,
+    NEST: tl.constexpr,
+    PTX: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -159,48 +177,73 @@ def _lora(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    down = (m + BLOCK_M - 1) // BLOCK_M
-    out_row = tl.program_id(0) % down * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = tl.program_id(0) // down * BLOCK_N + tl.arange(0, BLOCK_N)
+    across = (m + BLOCK_M - 1) // BLOCK_M
+    down = (n + BLOCK_N - 1) // BLOCK_N
+    out_row = tl.program_id(0) % across * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) // across % down * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(0) // (across * down)
     compute = tl.float32 if UPCAST else x_ptr.dtype.element_ty
-    table = table_of(levels_ptr, n_levels, BITS)
-    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for start in range(0, k, BLOCK_K):
+    unit = compute if GROUP % BLOCK_K == 0 else tl.float32
+    centre: tl.constexpr = 1 << (BITS - 1)
+    table = table_of(levels_ptr, n_levels, BITS, unit)
+    planes = planes_of(levels_ptr, n_levels, unit, PTX)
+    side = row.to(tl.int64) * side_row
+    acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
+    x_total = tl.full((BLOCK_M,), 0.0, tl.float32)
+    for start in range(split * share, tl.minimum(k, split * share + share), BLOCK_K):
         col = start + tl.arange(0, BLOCK_K)
-        x_at = x_ptr + out_row.to(tl.int64)[:, None] * x_row + col.to(tl.int64)[None, :] * x_col
-        x = tl.load(x_at, mask=(out_row[:, None] < m) & (col[None, :] < k), other=0.0).to(compute)
-        w = tile_values(
-            codes_ptr, levels_ptr, zero_ptr, table, row, start, n, k, row_bytes, side_row, n_levels,
-            BITS, GROUP, ROWS, BLOCK_N, BLOCK_K,
+        x_at = x_ptr + out_row.to(tl.int64)[None, :] * x_row + col.to(tl.int64)[:, None] * x_col
+        x = tl.load(x_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0.0).to(compute)
+        u = units_of(
+            codes_ptr, levels_ptr, table, planes, row, start, n, row_bytes, n_levels,
+            BITS, ROWS, PTX, centre, unit, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        if scale_ptr is None or GROUP == 0:
-            acc = tl.dot(x, tl.trans(w.to(compute)), acc, input_precision="ieee")
+        if GROUP == 0:
+            acc = tl.dot(u, x, acc, input_precision="ieee")
+            if zero_ptr is not None:
+                x_total += tl.sum(x.to(tl.float32), axis=0)
         elif GROUP % BLOCK_K == 0:
-            s = tile_scale(scale_ptr, row, start, n, side_row, GROUP)
-            acc += tl.dot(x, tl.trans(w.to(compute)), input_precision="ieee") * s[None, :]
+            at = side + start // GROUP
+            part = tl.dot(u, x, input_precision="ieee")
+            if zero_ptr is not None:
+                z = tl.load(zero_ptr + at, mask=row < n, other=0.0).to(tl.float32) - centre
+                part -= z[:, None] * tl.sum(x.to(tl.float32), axis=0)[None, :]
+            s = scales_at(scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, at, row < n, NEST)
+            acc += part * s[:, None]
         else:
-            w *= tile_side(scale_ptr, row, start, n, k, side_row, GROUP, BLOCK_K)
-            acc = tl.dot(x, tl.trans(w.to(compute)), acc, input_precision="ieee")
-    if scale_ptr is not None and GROUP == 0:
-        acc *= tile_scale(scale_ptr, row, 0, n, side_row, GROUP)[None, :]
-    r = tl.arange(0, BLOCK_R)
-    inner_at = inner_ptr + out_row.to(tl.int64)[:, None] * rank + r[None, :]
-    inner = tl.load(inner_at, mask=(out_row[:, None] < m) & (r[None, :] < rank), other=0.0).to(tl.float32)
-    b_at = b_ptr + row.to(tl.int64)[:, None] * rank + r[None, :]
-    b = tl.load(b_at, mask=(row[:, None] < n) & (r[None, :] < rank), other=0.0).to(tl.float32)
-    acc = tl.dot(inner, tl.trans(b), acc, input_precision=PRECISION)
-    at = out_row.to(tl.int64)[:, None] * n + row[None, :]
-    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(out_row[:, None] < m) & (row[None, :] < n))
+            at = side[:, None] + col[None, :] // GROUP
+            inside = (row[:, None] < n) & (col[None, :] < k)
+            w = u
+            if zero_ptr is not None:
+                w = u - (tl.load(zero_ptr + at, mask=inside, other=0.0).to(tl.float32) - centre)
+            w *= scales_at(scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, at, inside, NEST)
+            acc = tl.dot(w.to(compute), x, acc, input_precision="ieee")
+    if GROUP == 0:
+        if zero_ptr is not None:
+            z = tl.load(zero_ptr + side, mask=row < n, other=0.0).to(tl.float32) - centre
+            acc -= z[:, None] * x_total[None, :]
+        if scale_ptr is not None:
+            s = scales_at(scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, side, row < n, NEST)
+            acc *= s[:, None]
+    if split == 0:
+        r = tl.arange(0, BLOCK_R)
+        b_at = b_ptr + row.to(tl.int64)[:, None] * rank + r[None, :]
+        b = tl.load(b_at, mask=(row[:, None] < n) & (r[None, :] < rank), other=0.0).to(tl.float32)
+        inner_at = inner_ptr + out_row.to(tl.int64)[None, :] * rank + r[:, None]
+        inner = tl.load(inner_at, mask=(out_row[None, :] < m) & (r[:, None] < rank), other=0.0).to(tl.float32)
+        acc = tl.dot(b, inner, acc, input_precision=PRECISION)
+    at = (split.to(tl.int64) * m + out_row.to(tl.int64)[None, :]) * n + row[:, None]
+    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(out_row[None, :] < m) & (row[:, None] < n))
 
 
 LORA = Kernel(
     _lora,
     configs=tuple(
-        triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=3)
-        for m, n, warps in ((16, 64, 8), (16, 32, 4), (64, 64, 8))
+        triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages)
+        for n, warps, stages in ((64, 4, 4), (128, 8, 4), (64, 8, 4), (128, 8, 3))
     ),
-    slow=triton.Config({"BLOCK_M": 32, "BLOCK_N": 128}),
-    key=("n", "k", "M_BUCKET", "BITS", "GROUP", "ROWS", "BLOCK_R"),
+    slow=triton.Config({"BLOCK_N": 256}),
+    key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M", "BLOCK_R"),
 )
 RANKS = (8, 1, 16, 3, 64, 33)
 
@@ -211,9 +254,7 @@ def _updated(example: Example, rank: int) -> Example:
     x, n = arguments["x"], len(arguments["codes"])
     draw = torch.Generator().manual_seed(arguments["codes"].numel() + rank)
     inner, b = torch.randn(x.shape[0], rank, generator=draw), torch.randn(n, rank, generator=draw)
-    return Example(
-        f"{example.label}-r{rank}", {**arguments, "inner": inner.to(x.device), "b": b.to(x.device)}
-    )
+    return Example(f"{example.label}-r{rank}", {**arguments, "inner": inner.to(x.device), "b": b.to(x.device)})
 
 
 def _all_updated(examples: Iterator[Example]) -> Iterator[Example]:
@@ -227,7 +268,7 @@ OPERATIONS = (
         source="Hu et al. 2021 (LoRA), arXiv 2106.09685",
         reference=codebook_reference,
         triton=codebook_lora,
-        examples=lambda dtype, device: _all_updated(codebook_examples(dtype, device, product=True)),
+        examples=lambda dtype, device: _all_updated(codebook_examples(dtype, device, product=True, nested=True)),
         sized=lambda m, n, k, dtype, device: _updated(codebook_sized(m, n, k, dtype, device, product=True), 16),
         tolerance=MULTIPLIED,
     ),
@@ -237,7 +278,7 @@ OPERATIONS = (
         source="Hu et al. 2021 (LoRA), arXiv 2106.09685",
         reference=affine_reference,
         triton=affine_lora,
-        examples=lambda dtype, device: _all_updated(affine_examples(dtype, device, product=True)),
+        examples=lambda dtype, device: _all_updated(affine_examples(dtype, device, product=True, nested=True)),
         sized=lambda m, n, k, dtype, device: _updated(affine_sized(m, n, k, dtype, device, product=True), 16),
         tolerance=MULTIPLIED,
     ),

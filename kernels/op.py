@@ -36,7 +36,6 @@ __all__ = [
 
 
 HELPERS = (  # modules of jit functions that other modules call or launch, each before those that use it
-    "kernels.tile",
     "kernels.quantize_kernels",
     "kernels.decoding",
     "kernels.partials",

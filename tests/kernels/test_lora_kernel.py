@@ -97,23 +97,36 @@ def test_unsuitable_arguments_are_named(change: dict[str, Any], message: str) ->
 
 @COMPILED
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("c", range(3))
+@pytest.mark.parametrize("c", range(len(FUSED["codebook_lora"].triton.__globals__["LORA"].configs)))
 @pytest.mark.parametrize("name", FUSED)
 def test_every_configuration_fits_its_target(name: str, c: int, dtype: torch.dtype) -> None:
     op = operations()[name]
-    (launch,) = recorded(op.triton, op.sized(64, 256, 1024, dtype, "cpu").arguments)[1]
+    launch = recorded(op.triton, op.sized(64, 256, 1024, dtype, "cpu").arguments)[1][0]
     built = compile_launch(launch, "sm_90", launch.kernel.configs[c])
     assert built.spills == 0
     assert built.shared <= TARGETS["sm_90"].shared_limit
     assert (built.tensor_core > 0) == (dtype == torch.bfloat16)  # float32 factors beside float32 x are exact
 
 
+@pytest.mark.parametrize("name", FUSED)
+def test_columns_shared_out_among_programs_take_the_update_once(name: str) -> None:
+    op = FUSED[name]
+    arguments = op.sized(5, 17, 1024, torch.float32, "cpu").arguments
+    launches = recorded(op.triton, arguments)[1]
+    assert launches[0].arguments["share"] < 1024
+    assert len(launches) == 2
+    assert op.disagreement(run_guarded(op, arguments), arguments) is None
+
+
 DEFECTS = {
-    "the update replaces the product": ("tl.trans(b), acc, input", "tl.trans(b), acc * 0, input"),
-    "the update is scaled with the weight": ("    r = tl.arange", "    acc *= 2\n    r = tl.arange"),
-    "entries beyond the rank are summed": ("& (r[None, :] < rank), other=0.0).to(tl.float32)\n    b_at", ").to(tl.float32)\n    b_at"),
-    "b is read by columns": ("row.to(tl.int64)[:, None] * rank + r[None, :]\n    b =", "row.to(tl.int64)[:, None] + r[None, :] * n\n    b ="),
-    "rows of b beyond n": ("tl.load(inner_at, mask=(out_row[:, None] < m)", "tl.load(inner_at, mask=(out_row[:, None] < m - 1)"),
+    "the update replaces the product": ("tl.dot(b, inner, acc, input", "tl.dot(b, inner, acc * 0, input"),
+    "the product is doubled": ("        r = tl.arange", "        acc *= 2\n        r = tl.arange"),
+    "entries of b beyond the rank are summed": (
+        "(row[:, None] < n) & (r[None, :] < rank), other=0.0", "row[:, None] < n, other=0.0"),
+    "b is read by columns": (
+        "row.to(tl.int64)[:, None] * rank + r[None, :]", "row.to(tl.int64)[:, None] + r[None, :] * n"),
+    "the last row has no update": ("(out_row[None, :] < m) & (r[:", "(out_row[None, :] < m - 1) & (r[:"),
+    "every share adds the update": ("if split == 0:", "if split >= 0:"),
 }  # fmt: skip
 
 
@@ -127,4 +140,5 @@ def test_the_comparison_sees_a_planted_defect(defect: str, tmp_path: Path, monke
     monkeypatch.syspath_prepend(str(tmp_path))
     op: Op = interpreted(name).OPERATIONS[0]
     examples = [e for e in op.examples(torch.float32, "cpu") if "g64-5x67" in e.label or "g32" in e.label]
+    examples.append(op.sized(5, 17, 1024, torch.float32, "cpu"))
     assert any(op.disagreement(run_guarded(op, e.arguments), e.arguments) for e in examples)
