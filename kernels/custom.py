@@ -1,7 +1,8 @@
 """An operation as a custom operator of torch, `torch.ops.quantbench.<name>`, and the function that calls it.
 
 The operator's schema is read off the signature of the operation's reference. torch.compile sees one opaque node whose
-output its fake implementation describes (by default the reference on fake tensors), autograd sees the gradient given.
+output its fake implementation describes (by default the launcher, which allocates it and here launches nothing),
+autograd sees the gradient given.
 Outside of both the operator would only cost time: the function then calls the implementation directly. On a device
 without Triton the implementation is the reference.
 Source: torch.library, PyTorch 2.4 and later ("PyTorch Custom Operators").
@@ -22,6 +23,7 @@ from torch.utils import _python_dispatch
 
 from kernels.nested import NestedScale
 from kernels.op import Op, available
+from kernels.tuning import recorded
 
 __all__ = ["NAMESPACE", "OPERATORS", "Gradient", "Operator", "custom"]
 
@@ -34,8 +36,9 @@ TYPES: dict[Any, str] = {
     str: "str",
     torch.dtype: "ScalarType",
     tuple[int, int]: "SymInt[]",
-    int | str: "str",  # a group: 64 or "channel"
+    int | str: "SymInt",  # a group: 64, or a word of WORDS
 }
+WORDS = {"channel": 0, "tensor": -1}  # as what they pass through a schema: compiled code may vary numbers, not words
 NESTED = ("", "_levels", "_scale", "_offset")  # what a nested scale is passed as, and its group
 
 
@@ -90,8 +93,12 @@ def custom(
     declared = torch.library.custom_op(
         f"{NAMESPACE}::{op.name}", implementation, mutates_args=(), schema=signature.schema
     )
-    describe = fake or op.reference
-    declared.register_fake(lambda *flat: signature.returned(describe(**signature.unflatten(flat))))
+
+    def describe(*flat: Any) -> Any:
+        arguments = signature.unflatten(flat)
+        return signature.returned(fake(**arguments) if fake else recorded(op.triton, arguments)[0])
+
+    declared.register_fake(describe)
     if gradient is not None:
         _differentiate(declared, op.name, signature, gradient)
     overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
@@ -186,8 +193,10 @@ class _Signature:
                 flat += [value.codes, value.levels, value.scale, value.offset, value.group]
             elif kind == "nested":
                 flat += [value, None, None, None, 0]
+            elif kind == "group":
+                flat.append(WORDS[value] if isinstance(value, str) else value)
             else:
-                flat.append(str(value) if kind == "group" else list(value) if kind == "shape" else value)
+                flat.append(list(value) if kind == "shape" else value)
         return flat
 
     def unflatten(self, flat: Sequence[Any]) -> dict[str, Any]:
@@ -200,7 +209,7 @@ class _Signature:
                 levels, scale, offset, group = (next(rest) for _ in range(4))
                 out[name] = value if levels is None else NestedScale(value, levels, scale, offset, group)
             elif kind == "group":
-                out[name] = int(value) if value.isdigit() else value
+                out[name] = value if value > 0 else next(word for word, number in WORDS.items() if number == value)
             else:
                 out[name] = tuple(value) if kind == "shape" else value
         return out

@@ -102,7 +102,6 @@ def _named(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str
     return dict(zip(_names(op), args, strict=False)) | dict(kwargs)
 
 
-@cache
 def _names(op: Op) -> tuple[str, ...]:
     code = op.reference.__code__
     return code.co_varnames[2 : code.co_argcount]
