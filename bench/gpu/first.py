@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.gpu.shapes import Shape
-from bench.gpu.store import Sink
+from bench.gpu.store import Record, Sink
 from bench.gpu.subjects import DTYPE
 from bench.measure.stats import stat
 from quant import METHODS, QuantizedLinear
@@ -39,7 +39,7 @@ def first_calls(device: str, sink: Sink, about: Mapping[str, Any]) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
         spent = time.perf_counter() - begin
-        head = {"kind": "first_call", "key": f"{about['device_name']} / first call / {METHOD} {shape} m={m}"}
+        head: Record = {"kind": "first_call", "key": f"{about['device_name']} / first call / {METHOD} {shape} m={m}"}
         head |= {"device": device, "method": METHOD, "n": shape.n, "k": shape.k, "m": m, "status": "ok", "reason": ""}
         head |= {"implementation": layer.engine_name}
         sink(head | {"first_call_s": stat([spent]), "provenance": about})

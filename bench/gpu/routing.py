@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.shapes import SHAPES, TINY_SHAPES, Shape
-from bench.gpu.store import Sink
+from bench.gpu.store import Record, Sink
 from bench.gpu.subjects import DTYPE, fixed
 from bench.gpu.sweep import Budget
 from bench.gpu.timing import Samples, Watch, measure, one_line
@@ -73,7 +73,7 @@ def find_routes(watch: Watch, sink: Sink, budget: Budget, about: Mapping[str, An
         for m in rows:
             if budget.left <= 0:
                 return found
-            head = {"kind": "route", "key": f"{about['device_name']} / route / {method} {shape} m={m}"}
+            head: Record = {"kind": "route", "key": f"{about['device_name']} / route / {method} {shape} m={m}"}
             head |= {"device": watch.device, "method": method, "n": shape.n, "k": shape.k, "m": m}
             head |= {"provenance": about}
             try:

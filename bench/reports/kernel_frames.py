@@ -1,8 +1,4 @@
-"""Records of kernels and training steps as rows, and the targets they are held against.
-
-A target is a figure of the record with the least it should be. `reached` needs the whole interval on its side, `open`
-says that the interval contains the target. Targets hold for the devices they name only.
-"""
+"""Records of kernels and training steps as rows, and what the figures made of them are marked with."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ from typing import Any
 from bench.reports.frames import dig
 from bench.reports.stats import Stat, number_or_none, read_stat
 
-__all__ = ["TARGETS", "Cell", "Target", "caption_of", "cells_of", "mark_of", "targets_reached"]
+__all__ = ["Cell", "Record", "caption_of", "cells_of", "mark_of"]
 
 Record = dict[str, Any]
-TARGET_DEVICES = ("H100", "H200")
 LEVELS = ("baseline", "layer", "op", "rival")
 
 
@@ -31,6 +26,14 @@ class Cell:
 
     def stat(self, name: str) -> Stat:
         return read_stat(self.record.get(name))
+
+    @property
+    def share(self) -> Stat:
+        """Of the measured copy bandwidth, with the interval of the time."""
+        value, time = self.number("bandwidth_share"), self.stat("time_s")
+        if value is None or not time.value or not time.low or not time.high:
+            return Stat(value)
+        return Stat(value, value * time.value / time.high, value * time.value / time.low)
 
     @property
     def subject(self) -> str:
@@ -67,112 +70,6 @@ def cells_of(records: Iterable[Record]) -> list[Cell]:
         return cell.operation, -n * k, n, order.get(cell.level, 9), cell.subject, cell.m
 
     return sorted(cells, key=key)
-
-
-@dataclass(frozen=True)
-class Target:
-    """`figure` (a stat or a number) of a subject at a shape and number of rows should be at least `least`."""
-
-    subject: str
-    operation: str
-    shape: tuple[int, int]
-    m: int
-    figure: str
-    least: float
-    what: str
-
-    def judged(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """The row of the table of targets."""
-        mine = [c for c in cells if (c.subject, c.operation, c.shape, c.m) == self.place]
-        stat = mine[0].stat(self.figure) if mine else Stat()
-        return {
-            "what": self.what,
-            "subject": self.subject,
-            "operation": self.operation,
-            "n": self.shape[0],
-            "k": self.shape[1],
-            "m": self.m or None,
-            "least": self.least,
-            "got": stat.value,
-            "got_low": stat.low,
-            "got_high": stat.high,
-            "verdict": verdict(stat, self.least),
-        }
-
-    @property
-    def place(self) -> tuple[str, str, tuple[int, int], int]:
-        return self.subject, self.operation, self.shape, self.m
-
-
-SQUARE, LARGE = (8192, 8192), (28672, 8192)
-NF4 = "nf4-g64-dq"
-TARGETS = (
-    Target(NF4, "matmul", SQUARE, 1, "speedup", 2.5, "speed-up over cuBLAS bf16"),
-    Target(NF4, "matmul", SQUARE, 1, "bandwidth_share", 0.45, "share of the measured copy bandwidth"),
-    Target(NF4, "matmul", SQUARE, 16, "speedup", 2.2, "speed-up over cuBLAS bf16"),
-    Target(NF4, "matmul", SQUARE, 64, "speedup", 1.6, "speed-up over cuBLAS bf16"),
-    Target(NF4, "matmul", SQUARE, 256, "speedup", 0.95, "speed-up over cuBLAS bf16"),
-    Target(NF4, "matmul", SQUARE, 1024, "speedup", 0.95, "speed-up over cuBLAS bf16"),
-    Target(NF4, "matmul", SQUARE, 4096, "speedup", 0.95, "speed-up over cuBLAS bf16"),
-    Target(NF4, "matmul", LARGE, 1, "speedup", 3.0, "speed-up over cuBLAS bf16"),
-    Target(NF4, "matmul", LARGE, 1, "bandwidth_share", 0.70, "share of the measured copy bandwidth"),
-)
-DECODING, QUANTIZING = 0.80, 0.60
-
-
-def verdict(stat: Stat, least: float) -> str:
-    """reached, missed, open (the interval contains the target), or not measured."""
-    if stat.value is None:
-        return "not measured"
-    low = stat.value if stat.low is None else stat.low
-    high = stat.value if stat.high is None else stat.high
-    return "reached" if low >= least else "missed" if high < least else "open"
-
-
-def targets_reached(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """A row for each target; none when no cell is of a device that the targets are for."""
-    devices = {str(dig(c.record, "provenance", "device_name")) for c in cells if c.record.get("device") == "cuda"}
-    if not any(name in device for name in TARGET_DEVICES for device in devices):
-        return []
-    rows = [target.judged(cells) for target in TARGETS]
-    share = "share of the measured copy bandwidth"
-    for operation, least in (("dequantize", DECODING), ("quantize", QUANTIZING)):
-        names = dict.fromkeys(c.subject for c in cells if c.operation == operation and c.level in ("layer", "op"))
-        for name in names or (NF4,):
-            rows.append(Target(name, operation, SQUARE, 0, "bandwidth_share", least, share).judged(cells))
-    return (
-        rows
-        + compared(cells, "uniform-int4-g64", "nf4-g64", "time of nf4-g64 over that of int4", 1.0)
-        + [
-            row
-            for rival, own in (("bitsandbytes-nf4-dq", NF4), ("bitsandbytes-nf4", "nf4-g64"))
-            for row in compared(cells, own, rival, f"time of {rival} over this one's", 1.0)
-        ]
-    )
-
-
-def compared(cells: Sequence[Cell], own: str, other: str, what: str, least: float) -> list[dict[str, Any]]:
-    """Rows of the times of `other` over those of `own` in the same block, from their speed-ups over one baseline."""
-    rows = []
-    theirs = {(c.shape, c.m): c for c in cells if c.subject == other and c.operation == "matmul"}
-    for cell in cells:
-        beside = theirs.get((cell.shape, cell.m))
-        if cell.subject != own or cell.operation != "matmul" or beside is None:
-            continue
-        ratio = quotient(cell.stat("speedup"), beside.stat("speedup"))
-        row = Target(own, "matmul", cell.shape, cell.m, "speedup", least, what).judged([])
-        row |= {"got": ratio.value, "got_low": ratio.low, "got_high": ratio.high, "verdict": verdict(ratio, least)}
-        rows.append(row)
-    return rows
-
-
-def quotient(a: Stat, b: Stat) -> Stat:
-    """a / b with the widest interval that the two allow."""
-    if a.value is None or not b.value:
-        return Stat()
-    if None in (a.low, a.high, b.low, b.high) or not b.low:
-        return Stat(a.value / b.value)
-    return Stat(a.value / b.value, (a.low or 0.0) / (b.high or 1.0), (a.high or 0.0) / b.low)
 
 
 def distinct(records: Iterable[Mapping[str, Any]], *path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report of the kernel benchmark: tables, plots and a page from `kernels.jsonl` and `training.jsonl` of a folder.
+"""The report of the kernel benchmark: tables, plots and a page from the records of a folder.
 
 Equal records give equal bytes. Without matplotlib or seaborn the tables come all the same, and the page says so.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
-from bench.gpu.store import KERNELS, TRAINING, counted, read_lines
+from bench.gpu.store import KERNELS, STAGES, TRAINING, counted, read_lines
 from bench.reports.escape import csv_text, plot_text
 from bench.reports.kernel_frames import caption_of, mark_of
 from bench.reports.table import Table, markdown_text_long
@@ -25,14 +25,14 @@ FORMATS = ("md", "csv", "tex")
 def load(folder: Path) -> list[dict[str, Any]]:
     """The records that count. UsageError when there are none, or a line is none."""
     records: list[dict[str, Any]] = []
-    for name in (KERNELS, TRAINING):
+    for name in (KERNELS, TRAINING, STAGES):
         good, bad = read_lines(folder / name)
         if bad:
             raise UsageError(f"{bad[0]}. Take the line out of the file: the others are good")
         records += good
     if not records:
         raise UsageError(
-            f"no {KERNELS} and no {TRAINING} with records in {folder}: run `make gpu` or `make bench-kernels`"
+            f"no {KERNELS}, {TRAINING} or {STAGES} with records in {folder}: run `make gpu` or `make bench-kernels`"
         )
     return counted(records)
 

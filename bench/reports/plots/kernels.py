@@ -14,7 +14,7 @@ from itertools import pairwise
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from bench.reports import style
 from bench.reports.escape import plot_text
@@ -178,6 +178,9 @@ def roofline(records: Sequence[Record]) -> Plot | None:
     place.plot(xs, [min(peak, x * bandwidth) / 1e12 for x in xs], color="#333333", lw=1.6, zorder=1)
     place.set_xscale("log")
     place.set_yscale("log")
+    for axis in (place.xaxis, place.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axis.set_minor_formatter(NullFormatter())
     place.set_xlabel("operations a byte that must be moved")
     place.set_ylabel("TFLOP/s")
     entries = [

@@ -1,4 +1,4 @@
-"""Tables of the kernel benchmark: every cell, speed-ups by rows, targets, training steps, what was not timed."""
+"""Tables of the kernel benchmark: targets, speed-ups by rows, every cell, training steps, routes, what is missing."""
 
 # ruff: noqa: RUF001
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from bench.reports.frames import dig
-from bench.reports.kernel_frames import Cell, Record, caption_of, cells_of, targets_reached
+from bench.reports.kernel_frames import Cell, Record, caption_of, cells_of
+from bench.reports.kernel_targets import targets_of
 from bench.reports.stats import read_stat
 from bench.reports.table import Column, Table, put
 
@@ -32,7 +33,8 @@ HOW = (
 def kernel_tables(records: Sequence[Record]) -> list[Table]:
     """Every table that has rows."""
     cells = cells_of(records)
-    made = [everything(cells), by_rows(cells), targets(cells), training(records), left_out(records)]
+    made = [targets(records), by_rows(cells), everything(cells), training(records), routes(records)]
+    made += [stages(records), left_out(records)]
     return [t for t in made if t is not None]
 
 
@@ -86,11 +88,8 @@ def by_rows(cells: Sequence[Cell]) -> Table | None:
     return Table("kernel-speedups", "Speed-up of products by the number of rows", columns, frame, caption)
 
 
-def targets(cells: Sequence[Cell]) -> Table | None:
+def targets(records: Sequence[Record]) -> Table:
     """Targets beside what was reached."""
-    rows = targets_reached(cells)
-    if not rows:
-        return None
     columns = (
         *PLACE,
         WHO[0],
@@ -98,10 +97,51 @@ def targets(cells: Sequence[Cell]) -> Table | None:
         Column("target", "least", keep=9),
         Column("measured", "got", keep=9),
         Column("verdict", "verdict", text=True, keep=9),
+        Column("reason", "reason", text=True, keep=5),
     )
-    caption = caption_of([c.record for c in cells])
-    note = "reached: the whole 95 % interval is at or above the target; open: the interval contains it."
-    return Table("kernel-targets", "Targets of the kernels", columns, pd.DataFrame(rows), caption, (note,))
+    note = "reached: the whole 95 % interval is on the target's side."
+    frame = pd.DataFrame(targets_of(records))
+    return Table("kernel-targets", "Targets of the kernels", columns, frame, caption_of(records), (note,))
+
+
+def routes(records: Sequence[Record]) -> Table | None:
+    """(Time of the product with the packed weight) / (time of decoding it first), by rows of x."""
+    found = [r for r in records if r.get("kind") == "route" and r.get("status") == "ok"]
+    if not found:
+        return None
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for r in found:
+        place = {name: r.get(name) for name in ("n", "k", "method")}
+        row = rows.setdefault(tuple(place.values()), place)
+        put(row, f"m{r.get('m')}_ratio", read_stat(r.get("product_over_dense")))
+    numbers = sorted({int(r["m"]) for r in found})
+    by_m = (Column(f"m = {m}", f"m{m}_ratio", neutral=1.0, keep=8) for m in numbers)
+    columns = (*PLACE[1:3], Column("method", "method", text=True, keep=9), *by_m)
+    caption = f"{caption_of(found)}. Time of the product with the packed weight over that of decoding it first."
+    return Table("kernel-routes", "Routes of products", columns, pd.DataFrame(list(rows.values())), caption)
+
+
+def stages(records: Sequence[Record]) -> Table | None:
+    """Tests, configurations, bounds of the routes, first calls: a line each."""
+    rows: list[dict[str, Any]] = []
+    for r in (r for r in records if r.get("kind") in ("tests", "bounds", "first_call")):
+        if r["kind"] == "tests":
+            told = ", ".join(f"{r.get(name)} {name}" for name in ("passed", "failed", "skipped", "unreached"))
+        elif r["kind"] == "bounds":
+            sizes = r.get("bounds") or {}
+            told = "; ".join(f"{size}: decoded first from {dig(b, 'dense')} rows on" for size, b in sizes.items())
+        else:
+            spent = read_stat(r.get("first_call_s")).value
+            told = "–" if spent is None else f"m = {r.get('m')}: {spent:.2g} s by {r.get('implementation')}"
+        rows.append({"stage": str(r["kind"]).replace("_", " "), "result": told, "device": r.get("device")})
+    tuned = [r for r in records if r.get("kind") == "tuned" and r.get("status") == "ok"]
+    if tuned:
+        counted = f"{len(tuned)} entries of the table of configurations"
+        rows.append({"stage": "tuning", "result": counted, "device": tuned[0].get("device")})
+    if not rows:
+        return None
+    columns = tuple(Column(name, name, text=True, keep=9) for name in ("stage", "result"))
+    return Table("gpu-stages", "Tests, configurations and routes", columns, pd.DataFrame(rows), caption_of(records))
 
 
 def training(records: Sequence[Record]) -> Table | None:
@@ -134,13 +174,13 @@ def left_out(records: Sequence[Record]) -> Table | None:
     """What was not timed, and why."""
     rows = [
         {
-            "subject": r.get("subject") or r.get("method"),
+            "subject": r.get("subject") or r.get("method") or r.get("what") or r.get("kind"),
             "where": where(r),
             "status": r["status"],
             "reason": r["reason"],
         }
         for r in records
-        if r.get("kind") in ("kernel", "skipped", "training") and r.get("status") != "ok"
+        if r.get("kind") != "run" and r.get("status") != "ok"
     ]
     for record in (r for r in records if r.get("kind") == "run"):
         late = [str(block) for block in record.get("out_of_time") or ()]
@@ -157,6 +197,6 @@ def where(record: Record) -> str:
     if record.get("kind") == "training":
         return f"{dig(record, 'sizes', 'layers')} layers, {dig(record, 'sizes', 'tokens')} tokens"
     if record.get("operation") is None:
-        return "everywhere"
+        return "everywhere" if record.get("kind") == "skipped" else str(record.get("kind"))
     rows = f" m={record['m']}" if record.get("m") else ""
     return f"{record['operation']} {record['n']}x{record['k']}{rows}"
