@@ -36,11 +36,14 @@ __all__ = [
 
 
 HELPERS = (  # modules of jit functions that other modules call or launch, each before those that use it
+    "kernels.quantize_tile",
     "kernels.quantize_kernels",
     "kernels.decoding",
     "kernels.partials",
     "kernels.gemv",
     "kernels.small",
+    "kernels.sparse_tile",
+    "kernels.sparse_products",
     "kernels.dequantize",
     "kernels.launchers",
 )

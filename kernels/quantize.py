@@ -27,7 +27,6 @@ TILE = 4096  # weights a program
 TILE_INTERPRETED = 1 << 16
 
 
-
 def codebook_quantize(
     weight: Tensor, levels: Tensor, *, bits: int, group: Group, stored: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -130,9 +129,9 @@ def _sides(
     down, block = (1, 1024) if groups * rows == 1 else (64, min(16, triton.next_power_of_2(pieces)))
     fixed = {"cells": rows * groups, "pieces": n * pieces // (rows * groups), "BLOCK_C": down, "BLOCK": block}
     outputs = {"scale_ptr": scale, "inverse_ptr": inverse, "shift_ptr": shift}
-    outputs["zero_ptr"] = zeros if kind == "float" else None
+    stored_zeros = {"zero_ptr": zeros if kind == "float" else None}
     grid = (triton.cdiv(rows * groups, down),)
-    sides = {"low_ptr": low, "high_ptr": high, **outputs, **fixed, "KIND": kind, "BITS": bits}
+    sides = {"low_ptr": low, "high_ptr": high, **outputs, **stored_zeros, **fixed, "KIND": kind, "BITS": bits}
     Launch(SIDES, lambda meta: grid, sides).run()
     if kind == "float":
         return scale, zeros, inverse, shift

@@ -1,4 +1,4 @@
-"""Weights to quantize: random ones of awkward shape with a group of zeros and a large weight, and one of a given size."""
+"""Weights to quantize: random ones of awkward shape with a group of zeros and a large weight, or of a given size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Case:
         group = f"g{self.group}" if isinstance(self.group, int) else self.group
         parts = [f"w{self.bits}", group, f"{self.n}x{self.k}"]
         parts += [str(self.stored).removeprefix("torch.")] * (self.stored != torch.float32)
-        parts += [self.zero] * bool(self.zero) + [f"levels{self.n_levels}"] * bool(self.n_levels)
+        parts += [self.zero or ""] * bool(self.zero) + [f"levels{self.n_levels}"] * bool(self.n_levels)
         return "-".join(str(part) for part in parts)
 
 

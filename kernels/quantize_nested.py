@@ -17,8 +17,8 @@ from torch import Tensor
 from kernels.checks import check_dtype
 from kernels.op import EXACT, Op
 from kernels.quantize_examples import nested_examples, nested_sized
-from kernels.quantize_kernels import _inverse, _rank
 from kernels.quantize_reference import nested_reference
+from kernels.quantize_tile import inverse_of, rank_of
 from kernels.tuning import Kernel, Launch
 
 __all__ = ["OPERATIONS", "nested_quantize"]
@@ -78,7 +78,7 @@ def _nested(
     offset = tl.load(offset_ptr)
     rest = tl.where(inside, tl.load(scale_ptr + at, mask=inside, other=0.0) - offset, 0.0)
     largest = tl.max(tl.abs(rest), axis=1)
-    code = _rank(rest * _inverse(largest)[:, None], levels_ptr, n_levels, 8)
+    code = rank_of(rest * inverse_of(largest)[:, None], levels_ptr, n_levels, 8)
     entry = tl.arange(0, 256)
     table = tl.load(levels_ptr + entry, mask=entry < n_levels, other=0.0).to(tl.float32)
     level = tl.reshape(tl.gather(table, tl.reshape(code, (DOWN * WIDTH,)), 0), (DOWN, WIDTH))

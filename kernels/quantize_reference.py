@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.packing import pack
+from kernels.packing import pack_fitting
 
 __all__ = ["KINDS", "affine_reference", "codebook_reference", "inverse_of", "nested_reference", "thresholds"]
 
@@ -37,7 +37,7 @@ def codebook_reference(
     largest = cells.abs().amax(-1)
     x = cells * inverse_of(largest)[..., None]
     codes = torch.bucketize(x, thresholds(levels)).to(torch.uint8)
-    return pack(_rows(codes, weight), bits), largest.to(stored)
+    return pack_fitting(_rows(codes, weight), bits), largest.to(stored)
 
 
 def affine_reference(
@@ -60,12 +60,12 @@ def affine_reference(
     elif zero == "integer":
         shift = (-low * inverse).round().clamp(0, top)
         codes = x.round() + shift[..., None]
-        sides = (pack(shift.to(torch.uint8), bits),)
+        sides = (pack_fitting(shift.to(torch.uint8), bits),)
     else:
         sides = ((-low * inverse).to(torch.float16),)
         codes = (x + sides[0].float()[..., None]).round()
     codes = codes.clamp(1 if zero is None else 0, top).to(torch.uint8)
-    return (pack(_rows(codes, weight), bits), scale, *sides)
+    return (pack_fitting(_rows(codes, weight), bits), scale, *sides)
 
 
 def nested_reference(scale: Tensor, offset: Tensor, levels: Tensor, *, block: int) -> tuple[Tensor, Tensor]:
