@@ -31,7 +31,7 @@ from bench.gate.verdict import Finding, Interval, Rule, change_since, interval, 
 
 __all__ = ["FILE", "NoRecordError", "Series", "checked", "find", "place", "read", "series", "write"]
 
-FILE = "gate.json"
+FILE = "speeds.json"
 SCHEMA = 1
 BLOCKS = 36
 NAMED = ("device", "clock", "torch")  # records that differ in one of these are not compared

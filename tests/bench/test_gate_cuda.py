@@ -41,10 +41,11 @@ def test_every_operation_is_a_case_and_is_checked(on_cpu):
     assert {case.name.split("/")[1] for case in cases} == set(operations)
     assert any(case.name == "kernel/codebook_matmul/bfloat16/64x128x128" for case in cases)
     assert sum("codebook_dequantize/" in case.name for case in cases) == 1
-    case = next(c for c in cases if c.name.startswith("kernel/codebook_matmul/bfloat16/16x"))
-    for side in on_cpu:
-        assert case.build(side).wrong() is None
-        case.build(side).fresh(np.random.default_rng(0))()
+    for case in cases:
+        ready = case.build(on_cpu[0])
+        assert ready.wrong() is None, case.name
+        ready.fresh(np.random.default_rng(0))()
+    assert cases[0].build(on_cpu[1]).wrong() is None
 
 
 def test_a_kernel_that_computes_something_else_is_wrong(on_cpu):
@@ -63,6 +64,19 @@ def test_an_operation_of_one_version_only_is_missing_in_the_other(on_cpu):
     assert case.build(new).wrong() is None
     with pytest.raises(Missing, match="no operation 'affine_matmul'"):
         case.build(reference)
+
+
+def test_kernels_compile_in_every_copy_and_share_what_is_the_same(tmp_path: Path):
+    keys, registers = set(), set()
+    with loaded([working(ROOT, tmp_path / str(i)) for i in range(2)]) as sides:
+        for side in sides:
+            op = side.module("kernels.op").operations()["codebook_matmul"]
+            arguments = op.sized(16, 256, 256, torch.bfloat16, "cpu").arguments
+            (launch, *_) = side.module("kernels.tuning").recorded(op.triton, arguments)[1]
+            assert launch.kernel.fn.__module__.startswith(f"{side.prefix}.kernels.")
+            keys.add(launch.kernel.fn.cache_key)
+            registers.add(side.module("kernels.aot").compile_launch(launch, "sm_90").registers)
+    assert len(keys) == len(registers) == 1
 
 
 @pytest.mark.gpu

@@ -86,7 +86,7 @@ def test_cases_that_came_and_went_are_listed(tmp_path: Path):
 def test_a_damaged_record_names_its_file(tmp_path: Path, text: str):
     path = tmp_path / record.FILE
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"gate\.json"):
+    with pytest.raises(UsageError, match=r"speeds\.json"):
         record.read(path)
 
 
