@@ -182,7 +182,7 @@ def _figures(built: Any, target: str, grid: tuple[int, ...], given: Mapping[str,
         registers = _stated(target, text, "vgpr_count")
         spills = _stated(target, text, "vgpr_spill_count") + _stated(target, text, "sgpr_spill_count")
         widths = listing.amd_widths(code)
-        inexact, fused = listing.amd_rounding(code)
+        inexact, fused = listing.amd_rounding(text)
     return Compiled(
         target=target,
         warps=int(built.metadata.num_warps),

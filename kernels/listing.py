@@ -83,8 +83,8 @@ def amd_widths(code: Listing) -> dict[str, int]:
 def amd_rounding(text: str) -> tuple[int, int]:
     """Inexact divisions, and multiply-adds that round once and belong to no division that is right.
 
-    LLVM expands an IEEE division into one reciprocal, five fused multiply-adds and a fix-up; a division of integers into
-    one reciprocal, scaled to just below 2**32 or 2**64, for 64 bits with multiply-adds by 2**32 beside it.
+    LLVM expands an IEEE division into one reciprocal, five fused multiply-adds and a fix-up; a division of integers
+    into one reciprocal, scaled to just below 2**32 or 2**64, for 64 bits with multiply-adds by 2**32 beside it.
     """
     lines = [line.strip() for line in text.splitlines()]
 

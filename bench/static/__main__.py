@@ -17,10 +17,11 @@ from rich.console import Console
 __all__ = ["main"]
 
 FOLDER = Path("results/static")
+UNSAID = "the kernels as they are"
 EPILOG = """examples:
   python -m bench.static                                  all kernels, all targets
   python -m bench.static --only 'codebook_*' --target sm_90
-  python -m bench.static --update 'wider loads of codes'  write the baseline, with the reason for the change
+  python -m bench.static --write 'wider loads of codes'   write the baseline, with the reason for the change
   python -m bench.static --predict                        times that a model predicts from the counts
 """
 
@@ -64,11 +65,12 @@ def _gate(options: argparse.Namespace, console: Console) -> int:
     print_rows(console, rows)
     console.print(f"{summary(rows)} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
     if base is None:
-        console.print(f"No baseline for triton {VERSION} ({file}): the rules that hold always were checked, no more.")
-    if options.update:
-        save(file, merged(base or {}, now, known or {}, targets), options.update)
+        said = "only the rules that hold always were checked; `python -m bench.static --write` makes a baseline."
+        console.print(f"No baseline for triton {VERSION} ({file}): {said}", soft_wrap=True)
+    if options.write is not None:
+        save(file, merged(base or {}, now, known or {}, targets), options.write)
         console.print(f"wrote {file}")
-        rows = [row for row in rows if row.verdict != "WORSE"]
+        rows = [row for row in rows if row.verdict == "BROKEN"]
     return int(any(row.red for row in rows))
 
 
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", default="*", metavar="PATTERN", help="operations, or with a slash cases: 'affine_*', '*/_matmul/m1-*'"
     )
     add("--target", action="append", metavar="NAME", help="such as sm_90 or gfx942 (default: all)")
-    add("--update", metavar="REASON", help="write the baseline, saying why it changed")
+    add("--write", metavar="REASON", nargs="?", const=UNSAID, help="write the baseline, saying why it changed")
     add("--predict", action="store_true", help="write predicted times instead of comparing")
     add("--folder", type=Path, default=FOLDER, help="where the baselines lie (default: results/static)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: this one (default: one a core)")

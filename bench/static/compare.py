@@ -89,9 +89,12 @@ def _judged(case: str, target: str, new: Figures, old: Figures | None, known: bo
     if old is None:
         return Row(case, target, "NEW" if known else "OK")
     worse, better = tuple(_grown(old, new)), tuple(_grown(new, old))
-    if worse:
-        return Row(case, target, "WORSE", tuple(f"{name} {a} -> {b}" for name, a, b in worse))
-    return Row(case, target, "BETTER" if better else "OK", tuple(f"{name} {b} -> {a}" for name, a, b in better))
+    if not worse and not better:
+        return Row(case, target, "OK")
+    changes = [f"{name} {a} -> {b}" for name, a, b in worse] or [f"{name} {b} -> {a}" for name, a, b in better]
+    if old["settings"] != new["settings"]:
+        changes.append(f"{old['settings']} -> {new['settings']}")
+    return Row(case, target, "WORSE" if worse else "BETTER", tuple(changes))
 
 
 def _grown(old: Figures, new: Figures) -> Iterator[tuple[str, float, float]]:

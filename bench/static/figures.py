@@ -9,31 +9,41 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.static.cases import Case, cases
 from kernels.aot import Compiled, compile_launch
 from kernels.op import operations
+from kernels.tuning import Launch
 
-__all__ = ["Figures", "Table", "figures", "measure", "selected"]
+__all__ = ["Figures", "Table", "figures", "large", "measure", "selected"]
 
 Figures = Mapping[str, Any]
 Table = dict[str, dict[str, Figures]]  # case -> target -> figures
 
 
-def figures(built: Compiled, values: int) -> Figures:
+def figures(case: Case, built: Compiled) -> Figures:
     """Plain numbers of a compiled kernel; `per_value` are the instructions of all threads for one weight value."""
     return {
+        "settings": case.settings,
         "registers": built.registers,
         "spills": built.spills,
         "shared": built.shared,
         "size": built.size,
-        "per_value": float(f"{built.thread_instructions / values:.5g}"),
+        "per_value": float(f"{built.thread_instructions / case.values:.5g}"),
         "matrix": built.tensor_core,
         "widths": dict(built.widths),
+        "large": large(case.launch),
         "inexact_divisions": built.inexact_divisions,
         "fused": built.fused,
         "loops_known": built.loops_known,
     }
+
+
+def large(launch: Launch) -> list[str]:
+    """The tensors that hold an eighth or more of a launch's bytes."""
+    sizes = {name: value.nbytes for name, value in launch.arguments.items() if isinstance(value, Tensor)}
+    return sorted(name for name, size in sizes.items() if 8 * size >= sum(sizes.values()))
 
 
 def measure(only: str, targets: Sequence[str], workers: int) -> Table:
@@ -66,12 +76,12 @@ def _mapped(jobs: Sequence[tuple[str, str, Sequence[str]]], workers: int) -> Ite
 
 def _of_operation(name: str, only: str, targets: Sequence[str]) -> Table:
     chosen = [case for case in cases(operations()[name]) if selected(case.name, only)]
-    return {case.name: {target: _compiled(case, target) for target in targets} for case in chosen}
+    return {case.name: {t: _compiled(case, t) for t in targets if t in case.targets} for case in chosen}
 
 
 def _compiled(case: Case, target: str) -> Figures:
     try:
-        return figures(compile_launch(case.launch, target, case.config), case.values)
+        return figures(case, compile_launch(case.launch, target, case.config))
     except Exception as error:
         error.add_note(f"while compiling {case.name} for {target}")
         raise

@@ -1,63 +1,71 @@
-"""Rules that every kernel keeps, whatever the baseline says, and promises that some operations make on top of them.
+"""Rules that every kernel keeps, whatever the baseline says, and the exemptions from them, each with its reason.
 
-No spills; shared memory within the chip's limit; in a quantizer no inexact division and no multiply-add that rounds
-once, since its codes are to be equal bit for bit to the reference's. A promise names what an operation's speed rests
-on: the matrix unit, or the width of the loads of its codes.
+spills     no register is spilled
+shared     shared memory is within the chip's limit
+division   a quantizer has no inexact division: its codes are to be equal to the reference's bit for bit
+contract   and no multiply-add that rounds once, for the same reason
+matrix     a product of 16 and more rows uses the matrix unit
+wide       a tensor that holds an eighth or more of a launch's bytes is read and written 16 bytes a lane; NVIDIA only,
+           since AMD's code does not tell tensors apart and its warps are twice as wide: the baseline alone watches them
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bench.static.figures import Figures
 from kernels.aot import TARGETS
 
-__all__ = ["PROMISES", "Promise", "broken"]
+__all__ = ["EXEMPTIONS", "MATRIX", "QUANTIZERS", "Exemption", "broken", "broken_rules"]
+
+MATRIX = ("*/_small/*", "*/_matmul/*", "*_grad/_grad/*", "*_lora/_lora/*")  # kernels that promise the matrix unit
+QUANTIZERS = ("*_quantize/*", "w8a8_matmul/_round/*")
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What kernels whose `operation/kernel` matches `pattern` promise: matrix instructions, and bits a load or store.
+class Exemption:
+    """A rule that cases matching `pattern` need not keep; `wide load codes_ptr` names the access that is excused."""
 
-    Widths are named as in {"load codes_ptr": 128}. They are promised for warps of 32: AMD's twice as wide ones leave a
-    thread half as much to load, and there the baseline alone watches them.
-    """
-
+    rule: str
     pattern: str
-    matrix: bool = False
-    widths: Mapping[str, int] = field(default_factory=dict)
+    reason: str
 
 
-PROMISES = (
-    Promise("*/_matmul", matrix=True),
-    Promise("*_dequantize/_dequantize", widths={"store out_ptr": 128}),
+EXEMPTIONS = (
+    Exemption("wide load codes_ptr", "*-w3/*", "3-bit codes lie across words: their bytes are gathered one by one"),
+    Exemption(
+        "wide load codes_ptr",
+        "*_dequantize/*",
+        "decoding is bound by its stores: a lane reads the codes of the 16-byte words that it writes",
+    ),
+    Exemption("contract", "w8a8_matmul/_round/*", "its one multiply-add is by zero, which is exact in either way"),
 )
 
 
 def broken(case: str, target: str, figures: Figures) -> Iterator[str]:
-    """Sentences, one for each rule that this case breaks on this target."""
-    operation, kernel = case.split("/")[:2]
+    """Sentences, one for each rule that this case breaks on this target without being exempt."""
+    for rule, sentence in broken_rules(case, target, figures):
+        if not any(rule == e.rule and fnmatch.fnmatchcase(case, e.pattern) for e in EXEMPTIONS):
+            yield sentence
+
+
+def broken_rules(case: str, target: str, figures: Figures) -> Iterator[tuple[str, str]]:
+    """Every rule that is broken, exempt or not, and a sentence that says how."""
     limit = TARGETS[target].shared_limit
     if figures["spills"]:
-        yield f"{figures['spills']} spills: use smaller tiles or more warps"
+        yield "spills", f"{figures['spills']} spills: use smaller tiles or more warps"
     if figures["shared"] > limit:
-        yield f"shared memory {figures['shared']} exceeds {limit} bytes: use smaller tiles or fewer stages"
-    if "quantize" in operation.replace("dequantize", ""):
+        yield "shared", f"shared memory {figures['shared']} exceeds {limit} bytes: use smaller tiles or fewer stages"
+    if any(fnmatch.fnmatchcase(case, pattern) for pattern in QUANTIZERS):
         if figures["inexact_divisions"]:
-            yield f"{figures['inexact_divisions']} inexact divisions in a quantizer: use tl.div_rn"
+            yield "division", f"{figures['inexact_divisions']} inexact divisions in a quantizer: use tl.div_rn"
         if figures["fused"]:
-            yield f"{figures['fused']} fused multiply-adds in a quantizer: compile it with enable_fp_fusion=False"
-    for promise in PROMISES:
-        if fnmatch.fnmatchcase(f"{operation}/{kernel}", promise.pattern):
-            yield from _unkept(promise, figures, narrow=TARGETS[target].gpu.warp_size == 32)
-
-
-def _unkept(promise: Promise, figures: Figures, *, narrow: bool) -> Iterator[str]:
-    if promise.matrix and not figures["matrix"]:
-        yield "no matrix instructions, which it promises"
-    for access, bits in promise.widths.items():
-        has = figures["widths"].get(access, 0)
-        if narrow and has < bits:
-            yield f"{access} of {has} bits instead of the {bits} that it promises"
+            yield "contract", f"{figures['fused']} fused multiply-adds in a quantizer: use enable_fp_fusion=False"
+    if any(fnmatch.fnmatchcase(case, pattern) for pattern in MATRIX) and not figures["matrix"]:
+        yield "matrix", "no matrix instructions in a product"
+    if TARGETS[target].gpu.backend == "cuda":
+        for access, bits in figures["widths"].items():
+            if access.split()[1] in figures["large"] and bits < 128:
+                yield f"wide {access}", f"{access} of {bits // 8} bytes a lane instead of 16"

@@ -114,6 +114,28 @@ def test_amd_loops_and_widths() -> None:
     assert listing.amd_widths(code) == {"load": 128, "store": 16}
 
 
+ROUNDING = """
+\tv_rcp_f32_e32 v1, v1
+\tv_mul_f32_e32 v1, 0x4f7ffffe, v1
+\tv_div_scale_f32 v9, vcc, 1.0, v8, 1.0
+\tv_rcp_f32_e32 v23, v13
+\tv_fma_f32 v24, -v13, v12, v9
+\tv_fmac_f32_e32 v12, v24, v23
+\tv_fma_f32 v9, -v13, v12, v9
+\tv_fmac_f32_e32 v12, v24, v23
+\tv_fma_f32 v9, -v13, v12, v9
+\tv_div_fmas_f32 v9, v9, v23, v12
+\tv_div_fixup_f32 v12, v12, v7, 1.0
+\tv_mad_u64_u32 v[0:1], s[0:1], v2, v3, v[4:5]
+"""
+
+
+def test_amd_divisions_of_integers_and_exact_ones_are_no_fault() -> None:
+    assert listing.amd_rounding(ROUNDING) == (0, 0)
+    loose = "\tv_rcp_f32_e32 v2, v3\n\tv_pk_fma_f32 v[0:1], v[2:3], v[4:5], v[6:7]\n"
+    assert listing.amd_rounding(ROUNDING + loose) == (1, 1)
+
+
 def test_turns_follow_from_arguments_and_programs() -> None:
     assert loops(TTIR, [None, 4096], (4,)) == (Loop(16, (Loop(1, known=False),)), Loop(1, known=False))
     assert loops(TTIR, [None, 4100], (1,))[0].trips == 65
@@ -178,7 +200,7 @@ def test_launches_share_code_unless_what_the_compiler_sees_differs() -> None:
 def test_matrix_instructions_times_turns_are_the_product(m: int) -> None:
     op = operations()["affine_matmul"]
     launch = recorded(op.triton, op.sized(m, 512, 2048, torch.bfloat16, "cpu").arguments)[1][0]
-    config = triton.Config({"BLOCK_M": 16, "BLOCK_N": 64}, num_warps=4, num_stages=3)
+    config = triton.Config({"BLOCK_N": 64}, num_warps=4, num_stages=3)
     built = compile_launch(launch, "sm_80", config)
     steps = sum(n for opcode, n in built.executed.items() if is_matrix(opcode)) * built.warps * built.programs
     assert all("16816" in opcode for opcode in built.executed if is_matrix(opcode))
