@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,6 +80,8 @@ def _run(args: argparse.Namespace) -> int:
     with one_thread(), TemporaryDirectory() as folder:
         if args.ref == "record":
             return _record(args, device, Path(folder))
+        with suppress(OSError):
+            args.json.unlink()  # the findings of another run are not those of this one
         if args.ref == "check":
             return _check(args, device, Path(folder))
         return _gate(args, device, Path(folder))
@@ -141,13 +144,16 @@ def _end(args: argparse.Namespace, rows: Sequence[Any], rule: Any, about: dict[s
         raise UsageError(f"--only {args.only!r} matches no case")
     print(table(rows))
     print(last_line(rows, rule))
-    text = json.dumps({**about, "margin": rule.margin, "cases": [row.as_dict() for row in rows]}, indent=1)
+    code = exit_code(rows)
+    text = json.dumps(
+        {**about, "exit_code": code, "margin": rule.margin, "cases": [row.as_dict() for row in rows]}, indent=1
+    )
     try:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         print(f"warning: cannot write {args.json}: {error.strerror}", file=sys.stderr)
-    return exit_code(rows)
+    return code
 
 
 def _cases(device: str, only: str) -> Any:

@@ -219,7 +219,10 @@ def test_findings_are_written_and_the_verdict_is_last(repository: Path, capsys: 
     assert capsys.readouterr().out.splitlines()[-1] == "OK: 2 OK (margin 10.0%)"
     written = json.loads((repository / "results/local/gate.json").read_text())
     assert [case["verdict"] for case in written["cases"]] == ["OK", "OK"]
-    assert written["margin"] == 0.1
+    assert (written["margin"], written["exit_code"]) == (0.1, 0)
+    toy(repository, 9, wrong=1.0)
+    assert run(repository, "HEAD") == 2
+    assert not (repository / "results/local/gate.json").exists()  # a wrong result leaves no findings of another run
 
 
 def test_a_record_is_made_and_what_became_slower_since_fails(repository, capsys, monkeypatch):
