@@ -15,6 +15,7 @@ __all__ = ["MAGIC", "codes_under", "grid_of", "inverse_of", "rank_of", "store_co
 SMALLEST = tl.constexpr(2.0**-100)  # smaller magnitudes count as zero
 TINY = tl.constexpr(2.0**-126)  # the smallest normal number
 MAGIC = tl.constexpr(12582912.0)
+HUGE = tl.constexpr(2.0**127)
 
 
 @triton.jit
@@ -63,7 +64,8 @@ def grid_of(low, high, ELEMENT: tl.constexpr, KIND: tl.constexpr, BITS: tl.const
         if KIND == "integer":
             zero = tl.minimum(tl.maximum((zero + MAGIC) - MAGIC, 0.0), (1 << BITS) - 1.0)
         else:
-            zero = zero.to(tl.float16).to(tl.float32)
+            # the minima are without effect, but AMD's compiler fuses a conversion with the product or sum beside it
+            zero = tl.minimum(tl.minimum(zero, HUGE).to(tl.float16).to(tl.float32), HUGE)
     return scale, inverse, zero
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
+import kernels
 from kernels.op import Op, interpreted
 from kernels.packing import unpack
 from tests.kernels.conftest import run_guarded
@@ -168,3 +173,41 @@ def test_what_does_not_fit_is_refused_with_the_value(
     arguments = next(e.arguments for e in op.examples(torch.float32, "cpu") if "w4" in e.label or "-b" in e.label)
     with pytest.raises(error, match=text):
         op.triton(**{**arguments, **change})
+
+
+# One-line defects, by module; each must be seen on some example.
+DEFECTS = {
+    "a threshold is not the middle": ("quantize_tile", ") * 0.5", ") * 0.25"),
+    "the zero has the wrong sign": ("quantize_tile", "zero = (low * -1.0) * inverse", "zero = low * inverse"),
+    "a stored scale is cut off": ("quantize_tile", "(bits + 0x7FFF + ((bits >> 16) & 1))", "bits"),
+    "second nibble first": ("quantize_tile", "shift = 8 - BITS - BITS * tl.arange", "shift = BITS * tl.arange"),
+    "bytes of a word in reverse": ("quantize_tile", "word >> (8 * (BITS - 1 - j))", "word >> (8 * j)"),
+    "the next group counts": ("quantize_kernels", "(lane < GROUP) & (col < k)\n", "(col < k)\n"),
+    "the least is forgotten": ("quantize_kernels", "most = tl.maximum(least * -1.0, most)", "most = most * 1.0"),
+    "the scale of another group": ("quantize_kernels", "side += col // GROUP", "side += col // GROUP * 0"),
+    "the mean is not taken off": ("quantize_nested", "other=0.0) - offset", "other=0.0)"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_the_comparison_sees_a_planted_defect(defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, right, wrong = DEFECTS[defect]
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    seen = []
+    for name in ("quantize_tile", "quantize_kernels", "quantize", "quantize_nested"):
+        source = (Path(kernels.__path__[0]) / f"{name}.py").read_text()
+        assert name != where or right in source
+        file = tmp_path / f"{name}.py"
+        file.write_text(source.replace(right, wrong) if name == where else source)
+        spec = importlib.util.spec_from_file_location(f"kernels.{name}", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, f"kernels.{name}", module)
+        spec.loader.exec_module(module)
+        seen += getattr(module, "OPERATIONS", ())
+    assert any(
+        not equal(op.triton(**e.arguments), op.reference(**e.arguments))
+        for op in seen
+        for e in op.examples(torch.float32, "cpu")
+    )
