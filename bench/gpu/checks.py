@@ -79,11 +79,20 @@ def tuning_command(given: argparse.Namespace) -> int:
     timed = alike if tiny else seconds_of(watch)
     wrong = tune(launches(given.device, tiny), timed, name, sink, kept, about)
     print(f"{sum(r['status'] == 'ok' for r in sink.written)} entries, {wrong} failed; in {user_folder().name}/")
+    return 1 if first_call_apart(given) or wrong else 0
+
+
+def first_call_apart(given: argparse.Namespace) -> int:
+    """Exit code of `first-call` in a process of its own, for which nothing is compiled yet."""
+    command = [sys.executable, "-m", "bench.gpu", "first-call", "--device", given.device]
+    command += ["--out", str(given.out)] if given.out else []
     with tempfile.TemporaryDirectory() as empty:
-        command = [sys.executable, "-m", "bench.gpu", "first-call", "--device", given.device]
-        command += ["--out", str(given.out)] if given.out else []
-        code = subprocess.run(command, env={**os.environ, "TRITON_CACHE_DIR": empty}, timeout=4 * FIRST_S).returncode
-    return 1 if wrong or code else 0
+        environment = {**os.environ, "TRITON_CACHE_DIR": empty}
+        try:
+            return subprocess.run(command, env=environment, timeout=4 * FIRST_S).returncode
+        except subprocess.TimeoutExpired:
+            print(f"the first call took more than {4 * FIRST_S:.0f} s")
+            return 1
 
 
 def alike(launch: Any, config: Any) -> float:

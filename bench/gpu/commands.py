@@ -69,10 +69,10 @@ def stages_of(given: argparse.Namespace, out: Path) -> list[Stage]:
     stages = [
         Stage("doctor", (*me, "doctor", "--device", given.device), 20, what="what is here"),
         Stage("tests", (*me, "tests", *common), 120, what="the GPU tests, or each kernel against its reference"),
-        Stage("tuning", (*me, "tuning", *common), 80, what="configurations of the kernels"),
+        Stage("tuning", (*me, "tuning", *common), 95, what="configurations of the kernels"),
         Stage("routes", (*me, "routes", *common), 30, what="from how many rows on to decode first"),
         Stage("training", (*me, "training", *common), 55, what="LoRA and QLoRA steps at Llama-3-8B's layer sizes"),
-        Stage("kernels", kernels, 110, elastic=True, what="kernels against cuBLAS and the rivals"),
+        Stage("kernels", kernels, 95, elastic=True, what="kernels against cuBLAS and the rivals"),
         Stage("report", (*me, "report", str(out)), 30, what="tables and plots"),
     ]
     names = {s.name for s in stages}

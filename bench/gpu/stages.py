@@ -138,6 +138,8 @@ def _ended(
     finally:
         _stop(process)
         reader.join(timeout=GRACE_S)
+        if not reader.is_alive():
+            stream.close()
     return code, lines
 
 

@@ -139,7 +139,7 @@ def one_size(size: Sizes, about: dict[str, Any], device: str, sink: Sink, budget
     if not steps:
         return
     clock = Clock(torch.device(device))
-    samples = interleaved(steps, clock, *ROUNDS, min(20.0, max(budget.left, 0.0)))
+    samples = interleaved(steps, clock, *ROUNDS, min(8.0, max(budget.left, 0.0)))
     tokens = size.batch * size.tokens
     for arm, record in found.items():
         record |= {"step_s": stat(samples[arm]), "tokens_per_s": stat([tokens / s for s in samples[arm]])}

@@ -8,6 +8,7 @@ Triton; then one process times them, by CUDA graphs with rotated inputs as the b
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import subprocess
 import sys
@@ -144,7 +145,8 @@ def compile_share(device: str, i: int, n: int, budget: Budget) -> int:
 def compile_all(device: str, n: int, seconds: float) -> list[int | None]:
     """`compile_share` in `n` processes, ended after `seconds`; their exit codes, None for one that had to be ended."""
     command = [sys.executable, "-m", "bench.gpu", "compile", "--device", device, "--seconds", f"{seconds:.0f}"]
-    started = [subprocess.Popen([*command, "--shard", f"{i}/{n}"]) for i in range(n)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # there are as many processes as processors
+    started = [subprocess.Popen([*command, "--shard", f"{i}/{n}"], env=environment) for i in range(n)]
     end = time.monotonic() + seconds + 2
     codes: list[int | None] = []
     for process in started:
