@@ -32,6 +32,7 @@ __all__ = [
     "codebook_grad",
     "codebook_lora",
     "codebook_matmul",
+    "takes_dense",
 ]
 
 Run = Callable[..., Tensor]
@@ -41,6 +42,11 @@ OPS = operations()
 @cache
 def _device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
+
+
+def takes_dense(x: Tensor, n: int, k: int) -> bool:
+    """Whether x [..., k or n] is multiplied with a temporary dense copy of a weight [n, k], see `kernels.routes`."""
+    return _route(x, n, k) == "dense"
 
 
 def _route(x: Tensor, n: int, k: int) -> str:
@@ -142,7 +148,8 @@ def _of_lora(family: str) -> Gradient:
 
         def of_b() -> Tensor:
             flat = inner.reshape(-1, inner.shape[-1])
-            return (dy.reshape(-1, dy.shape[-1]).to(inner.dtype).T @ flat).to(b.dtype)
+            db: Tensor = (dy.reshape(-1, dy.shape[-1]).to(inner.dtype).T @ flat).to(b.dtype)
+            return db
 
         return {
             "x": lambda: OPERATORS[f"{family}_grad"].call(dy, k=a["x"][-1], **weight),

@@ -114,7 +114,7 @@ def _multiply(x: Tensor, inner: Tensor, b: Tensor, weight: Mapping[str, Any]) ->
             f"got {list(b.shape)} and {list(inner.shape)}"
         )
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    block_m, block_k = row_block(m), column_block(weight["GROUP"], x.dtype)
+    block_m, block_k = row_block(m), column_block(weight["GROUP"], x.dtype, weight["BITS"])
     splits, share = shares(n, k, 4 * block_k, block_n=64)
     part = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
 
@@ -125,7 +125,7 @@ def _multiply(x: Tensor, inner: Tensor, b: Tensor, weight: Mapping[str, Any]) ->
     update = {"inner_ptr": inner.reshape(-1, rank).contiguous(), "b_ptr": b.contiguous(), "rank": rank}
     in_ptx = LORA.in_ptx(x.dtype) and weight["BITS"] == 4 and not weight["ROWS"] and weight["GROUP"] % block_k == 0
     fixed = {
-        "share": share,
+        "share": share // block_k,
         "BLOCK_M": block_m,
         "BLOCK_K": block_k,
         "BLOCK_R": max(16, triton.next_power_of_2(rank)),
@@ -190,7 +190,9 @@ def _lora(
     side = row.to(tl.int64) * side_row
     acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
     x_total = tl.full((BLOCK_M,), 0.0, tl.float32)
-    for start in range(split * share, tl.minimum(k, split * share + share), BLOCK_K):
+    blocks = (k + BLOCK_K - 1) // BLOCK_K
+    for block in range(split * share, tl.minimum(blocks, split * share + share)):
+        start = block * BLOCK_K  # so the compiler sees that it is aligned
         col = start + tl.arange(0, BLOCK_K)
         x_at = x_ptr + out_row.to(tl.int64)[None, :] * x_row + col.to(tl.int64)[:, None] * x_col
         x = tl.load(x_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0.0).to(compute)

@@ -5,10 +5,10 @@
     dense     decoded once into a temporary copy that the vendor's library multiplies with; it is freed afterwards
 
 The first two never write a dense weight; the third is the faster one where multiplying, not reading, takes the time.
-Bounds found on a device, by the class of the weight's size, are in `MEASURED` or in a file of JSON beside the table of
-configurations (`kernels.tuned`), as in `{"medium": {"gemv": 4, "dense": 128}}`. Without either a device takes
-`DEFAULT`, which is not measured but chosen with care: the published Triton products fall behind cuBLAS somewhere
-between 16 and 128 rows on H100 and A100 (GemLite, Marlin), so from 256 rows on none is used.
+Bounds that were measured on a device, by the class of the weight's size, are in a file of JSON beside its table of
+configurations (`kernels.tuned`), as in `{"medium": {"gemv": 1, "dense": 128}}`. Without it a device takes `DEFAULT`, a
+prediction that nothing here has measured: the published Triton products fall behind cuBLAS somewhere between 16 and 128
+rows on H100 and A100 (GemLite, Marlin), so from 256 rows on none is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from kernels import tuned
 
-__all__ = ["DEFAULT", "MEASURED", "ROUTES", "Bounds", "file_name", "remember", "route", "size_class", "taking"]
+__all__ = ["DEFAULT", "ROUTES", "Bounds", "bounds_of", "file_name", "remember", "route", "size_class", "taking"]
 
 ROUTES = ("gemv", "product", "dense")
 
@@ -40,8 +40,7 @@ class Bounds:
             raise ValueError(f"bounds must be 0 <= gemv < dense, got gemv {self.gemv} and dense {self.dense}")
 
 
-DEFAULT = Bounds(gemv=4, dense=256)
-MEASURED: Mapping[tuple[str, str], Bounds] = {}  # (name of the device as torch gives it, class of the size)
+DEFAULT = Bounds(gemv=1, dense=256)
 _FORCED: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
@@ -58,9 +57,14 @@ def route(m: int, n: int, k: int, device_name: str) -> str:
     forced = _FORCED.get()
     if forced is not None:
         return forced
-    size = size_class(n, k)
-    bounds = MEASURED.get((device_name, size)) or _measured(device_name).get(size, DEFAULT)
+    bounds, _ = bounds_of(n, k, device_name)
     return "dense" if m >= bounds.dense else "gemv" if m <= bounds.gemv else "product"
+
+
+def bounds_of(n: int, k: int, device_name: str) -> tuple[Bounds, str]:
+    """The bounds for a weight [n, k] on the device of that name, and what they are: "measured" or "predicted"."""
+    found = _measured(device_name).get(size_class(n, k))
+    return (DEFAULT, "predicted") if found is None else (found, "measured")
 
 
 def file_name(device_name: str) -> str:

@@ -150,9 +150,11 @@ class LinearWithLoRA(nn.Module):
         return self._unmerged is not None
 
     def forward(self, x: Tensor) -> Tensor:
+        both = None
         if isinstance(self.base, QuantizedLinear) and isinstance(self.lora, LoRALayer) and not self.lora.drops:
-            if self.base.adds_updates(x):
-                return self.base.adapted(x, *self.lora.halves(x))
+            both = self.base.with_update(x, self.lora.halves)
+        if both is not None:
+            return both
         y: Tensor = self.base(x)
         return y if self.merged else y + self.lora(x)
 

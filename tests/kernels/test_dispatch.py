@@ -1,4 +1,4 @@
-"""The dispatcher: custom operators as torch wants them, gradients, routes, and compiled graphs without a break."""
+"""The dispatcher: custom operators as torch wants them, gradients, and compiled graphs without a break."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from kernels import custom, dispatch, routes
+from kernels import custom, dispatch
 from kernels.dispatch import OPERATORS
 from kernels.nested import NestedScale
-from kernels.op import Op, operations, relative_error
+from kernels.op import operations, relative_error
 from kernels.packing import pack
-from kernels.routes import DEFAULT, Bounds, route, taking
 
 FAMILIES = ("codebook", "affine")
 PRODUCTS = [f"{family}_{what}" for family in FAMILIES for what in ("matmul", "grad", "lora")]
@@ -196,65 +195,6 @@ def test_a_compiled_graph_holds_the_operators_themselves() -> None:
         "quantbench.codebook_matmul.default",
         "quantbench.codebook_lora.default",
     ]
-
-
-# --- routes ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_route_follows_the_rows_and_the_measured_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = [route(m, 8192, 8192, "NVIDIA H200") for m in (1, 4, 5, 255, 256, 4096)]
-    assert taken == ["gemv", "gemv", "product", "product", "dense", "dense"]
-    monkeypatch.setattr(routes, "MEASURED", {("NVIDIA H200", "medium"): Bounds(gemv=1, dense=64)})
-    assert [route(m, 8192, 8192, "NVIDIA H200") for m in (1, 2, 63, 64)] == ["gemv", "product", "product", "dense"]
-    assert route(64, 28672, 8192, "NVIDIA H200") == route(64, 8192, 8192, "NVIDIA A100") == "product"
-    with taking("dense"):
-        assert route(1, 8, 8, "NVIDIA H200") == "dense"
-    assert route(1, 8, 8, "NVIDIA H200") == "gemv"
-    with pytest.raises(ValueError, match="unknown route 'fast'; known: gemv, product, dense"), taking("fast"):
-        pass
-    with pytest.raises(ValueError, match="0 <= gemv < dense"):
-        Bounds(gemv=64, dense=64)
-    assert (DEFAULT.gemv, DEFAULT.dense) == (4, 256)
-
-
-@pytest.mark.parametrize("way", routes.ROUTES)
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_every_route_computes_the_same(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The routes of a GPU, with the references in the kernels' place; each calls what it should."""
-    called: list[str] = []
-    known: dict[str, Op] = {}
-    for other, op in operations().items():
-
-        class Stand:
-            reference = staticmethod(op.reference)
-
-            @staticmethod
-            def triton(*args: Any, _op: Op = op, **kwargs: Any) -> Tensor:
-                called.append(_op.name)
-                return _op.reference(*args, **kwargs)
-
-        known[other] = Stand  # type: ignore[assignment]
-    monkeypatch.setattr(dispatch, "OPS", known)
-    family, what = name.split("_")
-    make = {"matmul": dispatch._matmul, "grad": dispatch._grad, "lora": dispatch._lora}[what]
-    arguments = arguments_of(name, "w3-channel-33x67x131")
-    with taking(way):
-        got = make(family)(**arguments)
-    assert operations()[name].disagreement(got, arguments) is None
-    fused = {"gemv": [f"{family}_matmul"], "product": [name], "dense": [f"{family}_dequantize"]}
-    assert called == (fused[way] if what == "lora" or way == "dense" else [name])
-
-
-def test_a_rank_too_large_for_the_kernel_takes_the_product_and_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = arguments_of("codebook_lora", "w4-g64-5x67x131")
-    draw = torch.Generator().manual_seed(3)
-    arguments |= {"inner": torch.randn(5, 65, generator=draw), "b": torch.randn(67, 65, generator=draw)}
-    op = operations()["codebook_matmul"]
-    stand = type("Stand", (), {"triton": staticmethod(op.reference), "reference": staticmethod(op.reference)})
-    monkeypatch.setattr(dispatch, "OPS", {**operations(), "codebook_matmul": stand})
-    with taking("product"):
-        got = dispatch._lora("codebook")(**arguments)
-    assert operations()["codebook_lora"].disagreement(got, arguments) is None
 
 
 # --- signatures -----------------------------------------------------------------------------------------------------

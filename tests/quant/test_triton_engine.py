@@ -5,14 +5,16 @@ What the engine does is the same on every device; which kernels the dispatcher t
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kernels.dispatch import OPERATORS
 from quant import METHODS, LinearWithLoRA, LoRAConfig, QuantizedLinear, add_lora, lora_parameters, quantize_model
-from quant.core import QuantizedTensor
 from quant.engines import choose
 from quant.engines.triton import Fused, Triton
 from quant.formats import Codebook, Reshaped
@@ -20,7 +22,6 @@ from quant.methods.double import DynamicMap, Flat
 from quant.methods.uniform import Uniform
 
 CPU = torch.device("cpu")
-ORIGINAL = Triton.refuses
 QUANTIZERS = {
     "nf4": METHODS["nf4-g64"],
     "nf4-double": METHODS["nf4-g64-dq"],
@@ -34,16 +35,14 @@ QUANTIZERS = {
     "flat-nf4-double": Flat(METHODS["nf4-g64-dq"]),
     "flat-int4": Flat(Uniform(4, 32, zero="float")),
 }
+PRUNED = ("prune-50", "prune-2of4", "prune-2of4-int4-g64")
 
 
 @pytest.fixture(autouse=True)
 def _takes_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The engine takes weights here as if they were on a GPU."""
 
-    def refuses(self: Triton, weight: QuantizedTensor, dtype: torch.dtype, device: torch.device) -> str:
-        return ORIGINAL(self, weight, dtype, torch.device("cuda"))
-
-    monkeypatch.setattr(Triton, "refuses", refuses)
+    monkeypatch.setattr(Triton, "serves", lambda self, device: True)
     yield
     torch._dynamo.reset()
 
@@ -56,15 +55,15 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", [*QUANTIZERS, *PRUNED])
 def test_product_and_gradient_are_those_of_the_decoded_weight(name: str) -> None:
-    weight = QUANTIZERS[name].quantize(random(48, 128))
+    weight = (QUANTIZERS | dict(METHODS))[name].quantize(random(48, 128))
     layer = QuantizedLinear(weight, random(48, seed=1), "triton")
     x, dy = random(2, 3, 128, seed=2).requires_grad_(), random(48, 3, 2, seed=3).permute(2, 1, 0)
     y = layer(x)
     y.backward(dy)
     w = weight.decode().double()
-    assert relative(y.detach(), x.detach().double() @ w.T + layer.bias.double()) < 1e-6
+    assert relative(y.detach(), x.detach().double() @ w.T + layer.bias.detach().double()) < 1e-6  # type: ignore[union-attr]
     assert x.grad is not None
     assert relative(x.grad, dy.double() @ w) < 1e-6
     assert layer.engine_name == "triton"
@@ -88,9 +87,8 @@ def test_eight_bit_scales_are_read_as_they_are_stored_and_others_decoded_once() 
     assert {name for name in QUANTIZERS if kept[name].cache_nbytes == 0} >= set(none)
     assert kept["nf4-double-uniform"].cache_nbytes == 48 * 2 * 4
     assert kept["int4-nested"].cache_nbytes == 48 * 8 * 4
-    double = kept["nf4-double"]._prepared["triton", torch.float32]
+    double = kept["nf4-double"]._fused
     assert isinstance(double, Fused)
-    assert double.arguments["scale"].codes.data_ptr() == double.arguments["scale"].codes.data_ptr()
     assert any(double.arguments["scale"].codes.data_ptr() == p.data_ptr() for p in kept["nf4-double"].parameters())
 
 
@@ -106,12 +104,43 @@ def test_a_constant_added_to_every_weight_reaches_product_and_gradient() -> None
     assert relative(Fused(weight).matmul(x.detach()), x.detach() @ weight.decode().T) < 1e-6
 
 
+def test_a_weight_that_was_loaded_copied_or_written_to_is_the_one_that_compiled_code_uses() -> None:
+    torch._dynamo.reset()
+    first, second = (QuantizedLinear(QUANTIZERS["int3-zero"].quantize(random(48, 128, seed=s)), None) for s in (0, 1))
+    x = random(3, 128, seed=2)
+    compiled = torch.compile(first, fullgraph=True, backend="aot_eager")
+    assert relative(compiled(x), x @ first.weight_qt.decode().T) < 1e-6
+    first.load_state_dict(second.state_dict())
+    assert relative(compiled(x), x @ second.weight_qt.decode().T) < 1e-6
+    again = torch.compile(copy.deepcopy(second), fullgraph=True, backend="aot_eager")
+    assert relative(again(x), x @ second.weight_qt.decode().T) < 1e-6
+
+
 def test_float64_is_left_to_another_engine() -> None:
     weight = Uniform(4, 64).quantize(random(48, 128))
     assert choose("auto", weight, torch.float32, CPU, 1) == "triton"
     assert choose("auto", weight, torch.float64, CPU, 1) != "triton"
     with pytest.raises(ValueError, match=r"it computes in float32, float16 and bfloat16, not in torch\.float64"):
         QuantizedLinear(weight, None, "triton")(random(1, 128).double())
+
+
+@pytest.mark.parametrize("name", ["prune-4of8", "prune-50-int4-g64", "prune-rows-10"])
+def test_pruned_weights_without_a_kernel_are_left_to_another_engine(name: str) -> None:
+    weight = METHODS[name].quantize(random(48, 128))
+    assert choose("auto", weight, torch.float32, CPU, 1) != "triton"
+
+
+def test_a_pruned_weight_is_decoded_for_many_rows_only() -> None:
+    layer = QuantizedLinear(METHODS["prune-2of4"].quantize(random(48, 128)), None)
+    called: list[int] = []
+    operator = OPERATORS["two_of_four_matmul"]
+    counting = dataclasses.replace(operator, call=lambda *a, **kw: (called.append(1), operator.call(*a, **kw))[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPERATORS, "two_of_four_matmul", counting)
+        want = layer(random(300, 128))
+        assert called == []
+        assert relative(layer(random(300, 128)[:4]), want[:4]) < 1e-6
+        assert called == [1]
 
 
 def test_flat_blocks_that_cross_rows_are_left_to_another_engine() -> None:
@@ -165,7 +194,7 @@ def test_the_update_is_in_the_product_unless_dropout_acts(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["nf4", "nf4-double", "int4-nested", "int3-zero", "flat-nf4-double", "flat-int4"])
 def test_a_compiled_model_has_no_graph_break_and_the_same_gradients(name: str) -> None:
-    plain = nn.Sequential(nn.Linear(128, 96), nn.Tanh(), nn.Linear(96, 64, bias=False))
+    plain = nn.Sequential(nn.Linear(128, 192), nn.Tanh(), nn.Linear(192, 64, bias=False))
     for p, seed in zip(plain.parameters(), range(3), strict=True):
         p.data = random(*p.shape, seed=seed) * 0.1
     model = add_lora(quantize_model(plain, QUANTIZERS[name], engine="triton"), LoRAConfig(rank=3, seed=0))
