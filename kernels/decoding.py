@@ -2,10 +2,11 @@
 
     value = levels[i // rows, code]   from a table            value = code - 2**(bits - 1)   on a uniform grid
 
-Two ways of 4 bits are written in PTX for NVIDIA's 16-bit products (`PTX`), eight codes a 32-bit word; elsewhere the same
-values come from Triton's own operations. A table of 16 half-precision levels lies in eight registers, a plane of high
-and one of low bytes; PRMT picks four bytes at a time by the low three bits of each code and then by its top bit. On a
-uniform grid the code is put into the mantissa of 1024 (float16) or 128 (bfloat16) and that number is taken off again.
+Two ways of 4 bits are written in PTX for NVIDIA's 16-bit products (`PTX`), eight codes a 32-bit word; elsewhere the
+same values come from Triton's own operations. A table of 16 half-precision levels, the weight's or its row's, lies in
+eight registers, a plane of high and one of low bytes; PRMT picks four bytes at a time by the low three bits of each
+code and then by its top bit. On a uniform grid the code is put into the mantissa of 1024 (float16) or 128 (bfloat16)
+and that number is taken off again.
 The functions here are Triton's; they are called from the kernels of other modules.
 Sources: PTX ISA, `prmt`; Kim et al. 2022 (mantissa trick), arXiv 2211.10017, section 4.2.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["codes_of", "planes_of", "scales_at", "table_of", "units_of"]
+__all__ = ["codes_of", "planes_of", "row_planes", "scales_at", "table_of", "units_of"]
 
 
 @triton.jit
@@ -83,6 +84,17 @@ def planes_of(levels_ptr, n_levels, DTYPE: tl.constexpr, WANTED: tl.constexpr):
     else:
         h0, h1, h2, h3, l0, l1, l2, l3 = 0, 0, 0, 0, 0, 0, 0, 0
     return h0, h1, h2, h3, l0, l1, l2, l3
+
+
+@triton.jit
+def row_planes(levels_ptr, row, n, n_levels, DTYPE: tl.constexpr, ROWS: tl.constexpr, WANTED: tl.constexpr):
+    # `planes_of` the tables of rows row[BLOCK_N]: words [BLOCK_N, 1] where ROWS rows share a table, else scalars
+    if WANTED and levels_ptr is not None and ROWS != 0:
+        at = (tl.minimum(row, n - 1) // ROWS).to(tl.int64)[:, None] * n_levels
+        planes = planes_of(levels_ptr + at, tl.full(at.shape, 0, tl.int32) + n_levels, DTYPE, WANTED)
+    else:
+        planes = planes_of(levels_ptr, n_levels, DTYPE, WANTED)
+    return planes
 
 
 @triton.jit

@@ -22,8 +22,8 @@ __all__ = ["dequantize"]
 def dequantize(out: Tensor, weight: Mapping[str, Any]) -> None:
     """Write the weight to `out` [n, k], contiguous."""
     n, k = out.shape
-    divisor = weight["GROUP"] & -weight["GROUP"]
-    block_k = min(128, divisor) if divisor >= 32 else 128
+    divisor = weight["GROUP"] & -weight["GROUP"] if weight["GROUP"] else 64
+    block_k = min(64, divisor) if divisor >= 16 else 32  # one scale a row where there can be, else one a weight
 
     def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
         return (triton.cdiv(n, meta["BLOCK_N"]) * triton.cdiv(k, block_k),)
@@ -95,7 +95,7 @@ def _dequantize(
 
 DEQUANTIZE = Kernel(
     _dequantize,
-    configs=tuple(triton.Config({"BLOCK_N": n}, num_warps=4) for n in (32, 16, 64)),
+    configs=tuple(triton.Config({"BLOCK_N": n}, num_warps=4) for n in (128, 64, 32)),
     slow=triton.Config({"BLOCK_N": 128}),
     key=("n", "k", "BITS", "GROUP", "ROWS", "NEST"),
 )

@@ -69,6 +69,7 @@ CODEBOOK = (
 AFFINE = (
     *COMMON,
     Case(4, 64, zero=torch.float16),
+    Case(4, 64, m=1, zero=torch.float16),
     Case(3, 32, zero=torch.float32, scale=torch.float16),
     Case(2, 48, k=100, zero=torch.float32),
     Case(8, "channel", zero=torch.float32),
@@ -79,7 +80,7 @@ NESTED = (
     Case(4, 64, m=2, n=65, k=130, nest=7),
     Case(3, 32, m=1, nest=16),
     Case(4, 48, m=17, k=100, nest=16),
-    Case(4, "channel", m=3, nest=32),
+    Case(4, "channel", m=1, nest=32),
 )
 W8A8 = (
     Case(8, 64),

@@ -1,14 +1,15 @@
 """What is done with a quantized weight, of either family: decode it, and multiply by it.
 
-The product takes one of two kernels by the number of rows of x: up to `GEMV_ROWS` rows `kernels.gemv`, more rows
-`kernels.small`. Each adds up in an order that the weight alone decides, so row i of the product is the same bit by bit
-for every number of rows on one side of that border; the two sides agree to rounding. A group that no power of two
-from 8 up divides has no kernel for few rows, and all its products are of one kind.
+Products take `kernels.small`, which adds up in an order that the weight and the dtype alone decide: row i of the
+product is the same bit by bit for every number of rows. A single row with 4-bit codes takes `kernels.gemv` instead,
+which agrees with it to rounding; inside `rows_alike` it does not, and its bits are then those of more rows too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from kernels.checks import check_codes, check_dtype, check_side, group_size, side_shape
 from kernels.dequantize import dequantize
-from kernels.gemv import GEMV_ROWS, gemv, piece
+from kernels.gemv import gemv, piece
 from kernels.nested import NestedScale, Scale, scale_arguments
 from kernels.packing import packed_bytes
 from kernels.small import small
 
-__all__ = ["decode", "multiply", "weight_arguments"]
+__all__ = ["alone", "decode", "multiply", "rows_alike", "weight_arguments"]
+
+_ALIKE: ContextVar[bool] = ContextVar("alike", default=False)
 
 
 def weight_arguments(
@@ -84,6 +87,20 @@ def multiply(x: Tensor, weight: Mapping[str, Any]) -> Tensor:
     m = flat.shape[0]
     out = torch.empty(m, weight["n"], dtype=x.dtype, device=x.device)
     if m:
-        few = m <= GEMV_ROWS and piece(weight["GROUP"]) >= 8
-        (gemv if few else small)(flat, out, weight)
+        (gemv if alone(m) and weight["BITS"] == 4 and piece(weight["GROUP"]) >= 8 else small)(flat, out, weight)
     return out.view(*x.shape[:-1], weight["n"])
+
+
+def alone(m: int) -> bool:
+    """Whether a product of `m` rows is one for a kernel that takes a single row."""
+    return m == 1 and not _ALIKE.get()
+
+
+@contextmanager
+def rows_alike() -> Iterator[None]:
+    """Inside, row i of a product does not depend on the number of rows, one included, at some cost for a single row."""
+    token = _ALIKE.set(True)
+    try:
+        yield
+    finally:
+        _ALIKE.reset(token)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.decoding import planes_of, scales_at, table_of, units_of
+from kernels.decoding import row_planes, scales_at, table_of, units_of
 from kernels.gemv import shares
 from kernels.partials import add_up
 from kernels.tuning import Kernel, Launch
@@ -30,7 +30,7 @@ __all__ = ["column_block", "row_block", "small"]
 def small(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
     """Write x [m, k] @ w.T to `out` [m, n]; made for m of up to 64, right for any."""
     (m, n), k = out.shape, weight["k"]
-    block_k = column_block(weight["GROUP"], x.dtype)
+    block_k = column_block(weight["GROUP"], x.dtype, weight["BITS"])
     splits, share = shares(n, k, 4 * block_k, block_n=64)
     part = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     block_m = row_block(m)
@@ -39,7 +39,7 @@ def small(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
         return (triton.cdiv(m, block_m) * triton.cdiv(n, meta["BLOCK_N"]) * splits,)
 
     batch = {"x_ptr": x, "out_ptr": part, "m": m, "x_row": x.stride(0), "x_col": x.stride(1)}
-    in_ptx = SMALL.in_ptx(x.dtype) and weight["BITS"] == 4 and not weight["ROWS"] and weight["GROUP"] % block_k == 0
+    in_ptx = SMALL.in_ptx(x.dtype) and weight["BITS"] == 4 and weight["GROUP"] % block_k == 0
     fixed = {
         "share": share // block_k,
         "BLOCK_M": block_m,
@@ -47,17 +47,18 @@ def small(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
         "PTX": in_ptx,
         "UPCAST": SMALL.interpreted,
     }
-    Launch(SMALL, grid, {**batch, **weight, **fixed}).run()
+    kernel = SINGLE if x.dtype == torch.float32 else SMALL
+    Launch(kernel, grid, {**batch, **weight, **fixed}).run()
     if splits > 1:
         add_up(part, out)
 
 
-def column_block(group: int, dtype: torch.dtype) -> int:
+def column_block(group: int, dtype: torch.dtype, bits: int = 8) -> int:
     """Columns of a step: a power of two that divides the group, so that one scale serves it, where that is 16 or more.
 
     Other groups have their scales read one a weight.
     """
-    largest = 32 if dtype == torch.float32 else 128  # wider float32 steps spill
+    largest = 32 if dtype == torch.float32 else 128 if group and bits <= 4 else 64  # wider ones spill
     divisor = group & -group if group else largest
     return min(largest, divisor) if divisor >= 16 else 32
 
@@ -107,7 +108,7 @@ def _small(
     unit = compute if GROUP % BLOCK_K == 0 else tl.float32
     centre: tl.constexpr = 1 << (BITS - 1)
     table = table_of(levels_ptr, n_levels, BITS, unit)
-    planes = planes_of(levels_ptr, n_levels, unit, PTX)
+    planes = row_planes(levels_ptr, row, n, n_levels, unit, ROWS, PTX)
     side = row.to(tl.int64) * side_row
     acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
     x_total = tl.full((BLOCK_M,), 0.0, tl.float32)
@@ -166,12 +167,16 @@ def _small(
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(out_row[None, :] < m) & (row[:, None] < n))
 
 
-SMALL = Kernel(
-    _small,
-    configs=tuple(
-        triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages)
-        for n, warps, stages in ((64, 4, 4), (128, 8, 4), (64, 8, 4), (128, 8, 3))
-    ),
-    slow=triton.Config({"BLOCK_N": 256}),
-    key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M"),
-)
+def _variants(*settings: tuple[int, int, int]) -> Kernel:
+    return Kernel(
+        _small,
+        configs=tuple(
+            triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages) for n, warps, stages in settings
+        ),
+        slow=triton.Config({"BLOCK_N": 256}),
+        key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M"),
+    )
+
+
+SMALL = _variants((128, 4, 4), (128, 4, 3), (64, 4, 4), (128, 8, 4))
+SINGLE = _variants((64, 4, 3), (128, 8, 3))  # float32, without the matrix unit: larger tiles spill

@@ -22,10 +22,11 @@ from typing import Any
 import triton
 from torch import Tensor
 
-__all__ = ["chosen", "remember", "search", "shape_class", "source_hash", "user_folder"]
+__all__ = ["chosen", "forget", "remember", "search", "shape_class", "source_hash", "user_folder"]
 
+FOLDER = "QUANTBENCH_CONFIGURATIONS"  # a variable of the environment
 SHIPPED = Path(__file__).parent / "configurations"
-EXACT = ("n", "k")  # arguments that are rounded up; the others of a key are taken as they are
+ROUNDED = ("n", "k")  # arguments that are rounded up; the others of a key are taken as they are
 
 
 def shape_class(arguments: Mapping[str, Any], key: tuple[str, ...]) -> str:
@@ -38,13 +39,20 @@ def shape_class(arguments: Mapping[str, Any], key: tuple[str, ...]) -> str:
     parts = [str(x.dtype).removeprefix("torch.")] if isinstance(x, Tensor) else []
     for name in key:
         value = arguments[name]
-        parts.append(f"{name}{1 << (value - 1).bit_length() if name in EXACT else value}")
+        parts.append(f"{name}{1 << (value - 1).bit_length() if name in ROUNDED else value}")
     return "-".join(parts)
 
 
 def chosen(kernel: Any, arguments: Mapping[str, Any], device: str) -> triton.Config:
     """The configuration of `kernel` for these arguments on the GPU called `device`."""
-    place = f"{kernel.fn.__name__}-{shape_class(arguments, kernel.key)}"
+    folders = os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME")
+    config: triton.Config = _choice(kernel, shape_class(arguments, kernel.key), device, folders)
+    return config
+
+
+@cache
+def _choice(kernel: Any, shape: str, device: str, folders: tuple[str | None, ...]) -> triton.Config:
+    place = f"{kernel.fn.__name__}-{shape}"
     for folder in (user_folder(), SHIPPED):
         entry = _table(folder / file_name(device)).get(place)
         if entry and entry["source"] == source_hash(kernel.fn.__module__):
@@ -52,6 +60,12 @@ def chosen(kernel: Any, arguments: Mapping[str, Any], device: str) -> triton.Con
                 if as_values(config) == entry["config"]:
                     return config  # type: ignore[no-any-return]
     return kernel.configs[0]  # type: ignore[no-any-return]
+
+
+def forget() -> None:
+    """Read the tables afresh from now on."""
+    _table.cache_clear()
+    _choice.cache_clear()
 
 
 def search(
@@ -76,12 +90,12 @@ def remember(kernel: Any, arguments: Mapping[str, Any], device: str, config: tri
     place = f"{kernel.fn.__name__}-{shape_class(arguments, kernel.key)}"
     entry = {"config": as_values(config), "source": source_hash(kernel.fn.__module__)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    _table.cache_clear()
+    forget()
     table = {**_table(file), place: entry}
     written = file.with_suffix(f".{os.getpid()}")
     written.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     written.replace(file)
-    _table.cache_clear()
+    forget()
 
 
 def as_values(config: triton.Config) -> dict[str, Any]:
@@ -91,7 +105,7 @@ def as_values(config: triton.Config) -> dict[str, Any]:
 
 def user_folder() -> Path:
     """Where this user's tables are: `quantbench/configurations` in the cache folder, or `QUANTBENCH_CONFIGURATIONS`."""
-    named = os.environ.get("QUANTBENCH_CONFIGURATIONS")
+    named = os.environ.get(FOLDER)
     if named:
         return Path(named)
     cache_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

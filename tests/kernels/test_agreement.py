@@ -13,7 +13,7 @@ import torch
 import triton
 
 import kernels
-from kernels.op import Op
+from kernels.op import Op, interpreted
 from kernels.tuning import recorded
 from tests.kernels.conftest import INTERPRETED, run_guarded
 
@@ -42,15 +42,17 @@ def test_the_kernel_is_its_reference(name: str, label: str, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("label", ["w3-channel-33x", "w4-g64-17x"])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_a_row_of_the_product_does_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
+def test_a_row_of_the_product_does_not_depend_on_the_batch(name: str, label: str, dtype: torch.dtype) -> None:
     op = INTERPRETED[name]
-    arguments = next(e.arguments for e in op.examples(dtype, "cpu") if e.label.startswith("w3-channel-33x"))
+    arguments = next(e.arguments for e in op.examples(dtype, "cpu") if e.label.startswith(label))
     x = arguments["x"]
-    for most, fewer in ((32, (5, 16)), (4, (1, 2, 3))):  # more rows than four, and up to four
-        whole = op.triton(**{**arguments, "x": x[:most]})
-        for m in fewer:
-            assert torch.equal(op.triton(**{**arguments, "x": x[:m]}), whole[:m])
+    whole = op.triton(**arguments)
+    for m in (2, 5, 16):
+        assert torch.equal(op.triton(**{**arguments, "x": x[:m]}), whole[:m])
+    with interpreted("kernels.launchers").rows_alike():
+        assert torch.equal(op.triton(**{**arguments, "x": x[:1]}), whole[:1])
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -66,12 +68,13 @@ def test_the_batch_may_have_any_shape(name: str) -> None:
     assert launches == []  # a GPU refuses a grid of no programs
 
 
-def test_rows_on_the_two_sides_of_the_border_agree_to_rounding() -> None:
+def test_a_single_row_has_a_kernel_of_its_own_that_agrees_to_rounding() -> None:
     for name in PRODUCTS:
         op = INTERPRETED[name]
-        arguments = next(iter(op.examples(torch.float32, "cpu"))).arguments
-        few, more = (op.triton(**{**arguments, "x": arguments["x"][:m]}) for m in (4, 5))
-        assert torch.allclose(few, more[:4], rtol=1e-5, atol=1e-4)
+        arguments = next(e.arguments for e in op.examples(torch.float32, "cpu") if e.label.startswith("w4-g64-5x"))
+        one, two = (op.triton(**{**arguments, "x": arguments["x"][:m]}) for m in (1, 2))
+        assert not torch.equal(one, two[:1])
+        assert torch.allclose(one, two[:1], rtol=1e-5, atol=1e-4)
 
 
 def test_a_group_of_scale_zero_decodes_to_zero() -> None:
@@ -86,12 +89,12 @@ def test_a_group_of_scale_zero_decodes_to_zero() -> None:
 
 # One-line defects that real kernels had, by module; each must be seen by the comparison on some example of a family.
 DEFECTS = {
-    "scale of the next group, few rows": ("gemv", "side + head // GROUP", "side + (head + PIECE) // GROUP"),
+    "scale of the next group, one row": ("gemv", "side + head // GROUP", "side + (head + PIECE) // GROUP"),
     "scale of the next group, more rows": ("small", "side + start // GROUP", "side + (start + BLOCK_K) // GROUP"),
     "scale of the next group, decoded": ("dequantize", "at += start // GROUP", "at += (start + BLOCK_K) // GROUP"),
     "second nibble first": ("decoding", "shift = 8 - BITS - BITS * ", "shift = BITS * "),
     "a code that crosses bytes loses its tail": ("decoding", "word = word * 256 + ", "word = word * 256 + 0 * "),
-    "columns beyond k are kept, few rows": ("gemv", "inside = (col < k) & (tl.full(col.", "inside = (tl.full(col."),
+    "columns beyond k are kept, one row": ("gemv", "mask=col < k, other", "mask=col < k + 1, other"),
     "columns beyond k are kept, more rows": (
         "small",
         "(out_row[None, :] < m) & (col[:, None] < k), other=0.0",
@@ -106,7 +109,8 @@ DEFECTS = {
         "value += 0 * tl.load(nest_offset",
     ),
     "nested scales of the next block": ("decoding", "at // NEST", "(at + 1) // NEST"),
-    "the second row of x is the first": ("gemv", "_sums(x_ptr, 1,", "_sums(x_ptr, 0,"),
+    "a scale of the row is forgotten, one row": ("gemv", "        y *= scales_at(", "        y += 0 * scales_at("),
+    "the zero is not taken off, one row": ("gemv", "total -= z * tl.sum", "total -= 0 * z * tl.sum"),
 }
 CHAIN = ("decoding", "partials", "gemv", "small", "dequantize", "launchers")
 

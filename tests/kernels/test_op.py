@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 import triton
+import triton.language as tl
 
 from kernels.affine import affine_dequantize, affine_matmul
 from kernels.codebook import codebook_dequantize, codebook_matmul
 from kernels.nested import NestedScale
-from kernels.op import available, interpreted, operations, relative_error
+from kernels.op import Example, Op, Tolerance, available, interpreted, operations, relative_error
 from kernels.tuning import recorded
 from quant.formats import Affine, Codebook, Reshaped
 from tests.kernels.conftest import INTERPRETED
@@ -158,6 +159,27 @@ def test_unsuitable_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         function(**{**arguments_of(function.__name__), **change})
+
+
+def test_an_interpreted_launch_leaves_triton_as_it_was() -> None:
+    spaces = (tl, tl.core, tl.standard, tl.math, tl.core.tensor)
+    before = [dict(vars(space)) for space in spaces]
+    INTERPRETED["affine_matmul"].triton(**arguments_of("affine_matmul", "w4-g64-1x67x131-zero"))  # it adds up
+    for space, names in zip(spaces, before, strict=True):
+        assert {name for name in names if vars(space)[name] is not names[name]} == set()
+
+
+def test_each_of_several_outputs_is_held_to_its_own_tolerance() -> None:
+    want = torch.arange(1.0, 5.0), torch.tensor([3, 4], dtype=torch.uint8)
+    bounds = {torch.float32: 1e-3, torch.uint8: 0.0}
+    op = Op(
+        "pair", "", "", lambda: want, lambda: want, lambda *a: (), lambda *a: Example("", {}), Tolerance(bounds, "w")
+    )
+    assert op.disagreement((want[0] * 1.0005, want[1]), {}) is None
+    assert "pair[0]: relative error" in str(op.disagreement((want[0] * 1.002, want[1]), {}))
+    assert "pair[1]: relative error" in str(op.disagreement((want[0], want[1].flip(0)), {}))
+    assert "pair: 1 outputs instead of 2" in str(op.disagreement(want[:1], {}))
+    assert "pair[1]: shape [1] instead of [2]" in str(op.disagreement((want[0], want[1][:1]), {}))
 
 
 def test_relative_error_is_of_the_norm() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import dequantize, gemv, small
+from kernels import gemv, small
 from kernels.affine import affine_dequantize
 from kernels.op import operations
 from kernels.packing import pack
@@ -62,17 +62,20 @@ def test_a_captured_graph_gives_the_same_bits(name: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["affine_matmul", "codebook_matmul"])
-@pytest.mark.parametrize("m", [1, 4, 16, 64])
-def test_every_configuration_is_right_and_gives_the_same_bits_for_more_rows(
+@pytest.mark.parametrize("m", [1, 2, 16, 64])
+def test_every_configuration_is_right_and_for_more_rows_gives_the_same_bits(
     name: str, m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     op, arguments = operations()[name], sized(name, m, 520, 4096, torch.bfloat16)
-    module, word = (gemv, "GEMV") if m <= gemv.GEMV_ROWS else (small, "SMALL")
+    module, word = (gemv, "GEMV") if m == 1 else (small, "SMALL")
     kernel = getattr(module, word)
-    for config in kernel.configs:
+    first = op.triton(**arguments)
+    for config in kernel.configs:  # which one is taken may depend on the number of rows
         alone = type(kernel)(kernel.fn, (config,), kernel.slow, kernel.key)
         monkeypatch.setattr(module, word, alone)
-        assert op.disagreement(run_guarded(op, arguments), arguments) is None, config
+        got = run_guarded(op, arguments)
+        assert op.disagreement(got, arguments) is None, config
+        assert m == 1 or torch.equal(got, first), config
 
 
 def test_a_search_changes_the_time_and_not_the_product(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,11 +94,11 @@ def test_every_level_and_every_code_is_decoded_exactly_inside_the_product(dtype:
     one = torch.eye(128, dtype=dtype, device="cuda")
     scale = torch.ones(64, 2, device="cuda")
     levels = torch.randn(1, 16, generator=torch.Generator().manual_seed(0)).cuda()
-    for m in (4, 128):
-        got = operations()["codebook_matmul"].triton(one[:m], codes, levels, scale, bits=4, group=64, rows=0)
-        assert torch.equal(got, levels.to(dtype).repeat(64, 8).T[:m])
-        got = operations()["affine_matmul"].triton(one[:m], codes, scale, None, bits=4, group=64)
-        assert torch.equal(got, (torch.arange(16, device="cuda") - 8).to(dtype).repeat(64, 8).T[:m])
+    for x in (one, *one[:16].split(1)):
+        got = operations()["codebook_matmul"].triton(x, codes, levels, scale, bits=4, group=64, rows=0)
+        assert torch.equal(got, x @ levels.to(dtype).repeat(64, 8).T)
+        got = operations()["affine_matmul"].triton(x, codes, scale, None, bits=4, group=64)
+        assert torch.equal(got, x @ (torch.arange(16, device="cuda") - 8).to(dtype).repeat(64, 8).T)
 
 
 def test_offsets_beyond_31_bits() -> None:
@@ -109,8 +112,6 @@ def test_offsets_beyond_31_bits() -> None:
         whole = op.triton(x, codes, scale, None, bits=4, group=64)
         few = {"x": x, "codes": codes[last], "scale": scale[last], "zero": None, "bits": 4, "group": 64}
         assert op.disagreement(whole[:, last].contiguous(), few) is None
-    kernel = dequantize.DEQUANTIZE
-    assert kernel.configs
     w = affine_dequantize(codes, scale, None, shape=(n, k), bits=4, group=64, dtype=torch.bfloat16)
     want = affine_dequantize(codes[last], scale[last], None, shape=(300, k), bits=4, group=64, dtype=torch.bfloat16)
     assert torch.equal(w[last], want)

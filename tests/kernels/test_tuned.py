@@ -25,7 +25,7 @@ GPU = "NVIDIA H200"
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QUANTBENCH_CONFIGURATIONS", str(tmp_path))
-    tuned._table.cache_clear()
+    tuned.forget()
     return tmp_path
 
 
@@ -59,7 +59,7 @@ def test_an_entry_of_other_source_or_of_no_configuration_misses(folder: Path, ch
     file = folder / "nvidia-h200.json"
     table = {place: {**entry, **change} for place, entry in json.loads(file.read_text()).items()}
     file.write_text(json.dumps(table))
-    tuned._table.cache_clear()
+    tuned.forget()
     assert tuned.chosen(GEMV, ARGUMENTS, GPU) is GEMV.configs[0]
 
 
@@ -111,7 +111,7 @@ def test_a_choice_from_a_table_takes_no_time_to_speak_of() -> None:
     begin = time.thread_time()
     for _ in range(100):
         tuned.chosen(GEMV, ARGUMENTS, GPU)
-    assert (time.thread_time() - begin) / 100 < 1e-3
+    assert (time.thread_time() - begin) / 100 < 1e-4  # a launch takes about as long
 
 
 class Driver:
