@@ -42,10 +42,10 @@ HELPERS = (  # modules of jit functions that other modules call or launch, each 
     "kernels.partials",
     "kernels.gemv",
     "kernels.small",
-    "kernels.sparse_tile",
-    "kernels.sparse_products",
     "kernels.dequantize",
     "kernels.launchers",
+    "kernels.sparse_tile",
+    "kernels.sparse_products",
 )
 
 

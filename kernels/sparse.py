@@ -78,7 +78,8 @@ def two_of_four_matmul(x: Tensor, indices: Tensor, values: Tensor, scale: Tensor
     values = values.view(torch.int16) if wide else values
     weight = _weight(indices, None, values, scale, n, k, kept)
     size = group_size(kept, group) if coded else 0
-    return sparse_multiply(x, {**weight, "CODES": coded + wide, "GROUP": size, "PIECE": _piece(size) if coded else 8})
+    own = {"CODES": 1 + wide, "GROUP": size, "PIECE": _piece(size)} if coded else {}
+    return sparse_multiply(x, {**weight, **own})
 
 
 def bitmask_matmul(x: Tensor, mask: Tensor, starts: Tensor, values: Tensor) -> Tensor:
@@ -100,20 +101,21 @@ def bitmask_matmul(x: Tensor, mask: Tensor, starts: Tensor, values: Tensor) -> T
     if tuple(starts.shape) != (n, segments_of(k)):
         raise ValueError(f"starts must be {[n, segments_of(k)]} for {[n, k]}, got {list(starts.shape)}")
     weight = _weight(mask, starts.contiguous(), values.contiguous(), None, n, k, values.shape[1])
-    return sparse_multiply(x, {**weight, "segments": starts.shape[1], "PIECE": 8})
+    return sparse_multiply(x, {**weight, "segments": starts.shape[1], "KIND": "bitmask"})
 
 
 def _weight(
     indices: Tensor, starts: Tensor | None, values: Tensor, scale: Tensor | None, n: int, k: int, kept: int
 ) -> dict[str, Any]:
-    """What the kernels are told of a weight [n, k]; of one without codes, unless it is changed."""
+    """What the kernels are told of a weight [n, k]: of a 2:4 one without codes, unless it is changed."""
     return {
         "indices_ptr": indices,
         "starts_ptr": starts,
         "values_ptr": values,
         "scale_ptr": None if scale is None else scale.contiguous(),
         **{"n": n, "k": k, "kept": kept, "index_bytes": indices.shape[1]},
-        **{"value_row": values.shape[1], "side_row": row_stride(scale), "segments": 0, "CODES": 0, "GROUP": 0},
+        **{"value_row": values.shape[1], "side_row": row_stride(scale), "segments": 0},
+        **{"KIND": "two_of_four", "CODES": 0, "GROUP": 0, "PIECE": 8},
     }
 
 

@@ -1,12 +1,12 @@
-"""y = x @ w.T with a sparse weight: up to four rows of x without the matrix unit, more rows on it.
+"""y = x @ w.T with a sparse weight: one row of x without the matrix unit, more rows on it.
 
-    few rows    acc[j] += values[j, i] * x[column of values[j, i]]     over the kept weights of row j
-    more rows   acc += w @ x.T     tile by tile, w spread out in registers with its zeros
+    one row      y[j] = sum of values[j, i] * x[column of values[j, i]]     over the kept weights of row j
+    more rows    acc += w @ x.T     tile by tile, w spread out in registers with its zeros
 
-For few rows a program of 2:4 weights never sees the zeros: it picks, for each kept weight, the x that belongs to it.
+For one row a program of 2:4 weights never sees the zeros: it picks, for each kept weight, the x that belongs to it.
 The columns are shared out among `splits` programs whose partial results are added up in their order. Splits and
-BLOCK_K follow from the weight and the dtype alone: row i of y is the same, bit by bit, for any number of rows on one
-side of the border. One kernel serves both formats: 2:4 where there are no `starts`, a bit mask where there are.
+BLOCK_K follow from the weight and the dtype alone: row i of y is the same, bit by bit, for any number of rows from two
+on, and inside `kernels.launchers.rows_alike` from one. The kernels serve both formats, KIND "two_of_four", "bitmask".
 Sources: Mishra et al. 2021, arXiv 2104.08378 (2:4); split sums: Hoque et al. 2024, arXiv 2402.00025.
 """
 
@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gemv import shares
+from kernels.launchers import alone
 from kernels.partials import add_up
 from kernels.small import row_block
 from kernels.sparse_starts import SEGMENT
@@ -29,7 +30,6 @@ from kernels.tuning import Kernel, Launch
 
 __all__ = ["sparse_multiply"]
 
-GEMV_ROWS = 4  # more are multiplied on the matrix unit
 STEP = tl.constexpr(SEGMENT)
 
 
@@ -39,27 +39,22 @@ def sparse_multiply(x: Tensor, weight: Mapping[str, Any]) -> Tensor:
     m, n = flat.shape[0], weight["n"]
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     if m:
-        (_few if m <= GEMV_ROWS else _more)(flat, out, weight)
+        (_gemv if alone(m) else _small)(flat, out, weight)
     return out.view(*x.shape[:-1], n)
 
 
-def _few(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
-    m = len(x)
-    own = {"M_ROWS": m if m < 3 else 4, "BLOCK_K": SEGMENT}
-    x = x if x.stride(1) == 1 else x.contiguous()  # offsets in a row of x are then 32 bits wide
-    _launch(GEMV, x, out, weight, own, shares(out.shape[1], weight["k"], SEGMENT), 1)
+def _gemv(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
+    x = x if x.stride(1) == 1 else x.contiguous()  # offsets in x are then 32 bits wide
+    _launch(GEMV, x, out, weight, {"BLOCK_K": SEGMENT}, shares(out.shape[1], weight["k"], SEGMENT), 1)
 
 
-def _more(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
+def _small(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
+    kernel = SMALL if weight["KIND"] == "two_of_four" else SMALL_MASKED
     block_m = row_block(len(x))
-    own = {
-        "BLOCK_M": block_m,
-        "BLOCK_K": 32 if x.dtype == torch.float32 else 64,
-        "UPCAST": SMALL.interpreted,
-        "x_col": x.stride(1),
-    }
-    tiles = triton.cdiv(len(x), block_m)
-    _launch(SMALL, x, out, weight, own, shares(out.shape[1], weight["k"], SEGMENT, block_n=64), tiles)
+    batch = {"m": len(x), "x_row": x.stride(0), "x_col": x.stride(1), "UPCAST": kernel.interpreted}
+    blocks = {"BLOCK_M": block_m, "BLOCK_K": 32 if x.dtype == torch.float32 else 64}
+    shared = shares(out.shape[1], weight["k"], SEGMENT, block_n=64)
+    _launch(kernel, x, out, weight, {**batch, **blocks}, shared, triton.cdiv(len(x), block_m))
 
 
 def _launch(
@@ -77,33 +72,13 @@ def _launch(
     def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
         return (tiles * triton.cdiv(n, meta["BLOCK_N"]) * splits,)
 
-    batch = {"x_ptr": x, "out_ptr": part, "m": m, "x_row": x.stride(0)}
-    Launch(kernel, grid, {**batch, **weight, "share": share, **own}).run()
+    Launch(kernel, grid, {"x_ptr": x, "out_ptr": part, **weight, "share": share, **own}).run()
     if splits > 1:
         add_up(part, out)
 
 
-@triton.jit
-def _sums(x_ptr, i, m, k, x_row, col, w, s, SCALED: tl.constexpr, PIECE: tl.constexpr):
-    # row i of x at columns [BLOCK_N or 1, W] times w [BLOCK_N, W], summed in pieces [BLOCK_N, W / PIECE]
-    x_at = x_ptr + tl.full((), i, tl.int64) * x_row + col
-    x = tl.load(x_at, mask=(col < k) & (tl.full(col.shape, i, tl.int32) < m), other=0.0).to(tl.float32)
-    total = w * x
-    if PIECE > 1:
-        total = tl.sum(tl.reshape(total, (w.shape[0], w.shape[1] // PIECE, PIECE)), axis=2)
-    if SCALED:
-        total *= s
-    return total
-
-
-@triton.jit
-def _store(out_ptr, total, i, m, n, row):
-    inside = (row < n) & (tl.full(row.shape, i, tl.int32) < m)
-    tl.store(out_ptr + tl.full((), i, tl.int64) * n + row, total.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-# x [m, k] by strides; indices [n, index_bytes] and values by rows, or mask [n, index_bytes], starts [n, segments] and
-# values in one row; values floating, or codes and scale -> out [m, n] or [splits, m, n]
+# x [k]; indices [n, index_bytes] and values by rows, or mask [n, index_bytes], starts [n, segments] and values in one
+# row; values floating, or codes and scale -> out [splits, n]
 @triton.jit
 def _sparse_gemv(
     x_ptr,
@@ -112,62 +87,49 @@ def _sparse_gemv(
     starts_ptr,
     values_ptr,
     scale_ptr,
-    m,
     n,
     k,
-    x_row,
     kept,
     index_bytes,
     value_row,
     side_row,
     segments,
     share,
+    KIND: tl.constexpr,
     CODES: tl.constexpr,
     GROUP: tl.constexpr,
     PIECE: tl.constexpr,
-    M_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     down = (n + BLOCK_N - 1) // BLOCK_N
     row = tl.program_id(0) % down * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(0) // down
-    pairs: tl.constexpr = starts_ptr is None
-    scaled: tl.constexpr = pairs and CODES > 0
-    width: tl.constexpr = BLOCK_K // 2 if pairs else BLOCK_K
-    acc0 = tl.full((BLOCK_N, width // PIECE), 0.0, tl.float32)
-    acc1, acc2, acc3 = acc0, acc0, acc0
+    width: tl.constexpr = BLOCK_K // 2 if KIND == "two_of_four" else BLOCK_K
+    acc = tl.full((BLOCK_N, width // PIECE), 0.0, tl.float32)
     for start in range(split * share, tl.minimum(k, split * share + share), BLOCK_K):
-        s = 1.0
-        if pairs:
+        if KIND == "two_of_four":
             first = start // 2
             place, w = pairs_of(
                 indices_ptr, values_ptr, row, first, n, kept, index_bytes, value_row, CODES, BLOCK_N, width
             )
             col = (start + tl.arange(0, width) // 2 * 4)[None, :] + place
-            if scaled:
-                s = scales_of(scale_ptr, row, first, n, kept, side_row, GROUP, PIECE, width)
         else:
             col = start + tl.arange(0, width)[None, :]
             at = row.to(tl.int64) * segments + start // STEP
             before = tl.load(starts_ptr + at, mask=row < n, other=0).to(tl.int64)
             w, before = masked_of(indices_ptr, values_ptr, before, row, start, n, kept, index_bytes, BLOCK_N, width)
-        acc0 += _sums(x_ptr, 0, m, k, x_row, col, w, s, scaled, PIECE)
-        if M_ROWS > 1:
-            acc1 += _sums(x_ptr, 1, m, k, x_row, col, w, s, scaled, PIECE)
-        if M_ROWS > 2:
-            acc2 += _sums(x_ptr, 2, m, k, x_row, col, w, s, scaled, PIECE)
-            acc3 += _sums(x_ptr, 3, m, k, x_row, col, w, s, scaled, PIECE)
-    out = out_ptr + split.to(tl.int64) * m * n
-    _store(out, tl.sum(acc0, axis=1), 0, m, n, row)
-    if M_ROWS > 1:
-        _store(out, tl.sum(acc1, axis=1), 1, m, n, row)
-    if M_ROWS > 2:
-        _store(out, tl.sum(acc2, axis=1), 2, m, n, row)
-        _store(out, tl.sum(acc3, axis=1), 3, m, n, row)
+        total = w * tl.load(x_ptr + col, mask=col < k, other=0.0).to(tl.float32)
+        if PIECE > 1:
+            total = tl.sum(tl.reshape(total, (BLOCK_N, width // PIECE, PIECE)), axis=2)
+        if CODES > 0:
+            total *= scales_of(scale_ptr, row, start // 2, n, kept, side_row, GROUP, PIECE, width)
+        acc += total
+    y = tl.sum(acc, axis=1)
+    tl.store(out_ptr + split.to(tl.int64) * n + row, y.to(out_ptr.dtype.element_ty), mask=row < n)
 
 
-# the same arguments, and x by the stride of its columns too
+# x [m, k] by strides, the weight as before -> out [splits, m, n]
 @triton.jit
 def _sparse_small(
     x_ptr,
@@ -187,6 +149,7 @@ def _sparse_small(
     side_row,
     segments,
     share,
+    KIND: tl.constexpr,
     CODES: tl.constexpr,
     GROUP: tl.constexpr,
     PIECE: tl.constexpr,
@@ -208,7 +171,7 @@ def _sparse_small(
         col = start + tl.arange(0, BLOCK_K)
         x_at = x_ptr + out_row.to(tl.int64)[None, :] * x_row + col.to(tl.int64)[:, None] * x_col
         x = tl.load(x_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0.0).to(compute)
-        if starts_ptr is None:
+        if KIND == "two_of_four":
             first = start // 2
             place, u = pairs_of(
                 indices_ptr, values_ptr, row, first, n, kept, index_bytes, value_row, CODES, BLOCK_N, half
@@ -228,18 +191,17 @@ def _sparse_small(
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(out_row[None, :] < m) & (row[:, None] < n))
 
 
-KEY = ("n", "k", "CODES", "GROUP")
+def _small_kernel(sizes: tuple[tuple[int, int], ...]) -> Kernel:
+    configs = tuple(triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=3) for n, warps in sizes)
+    return Kernel(_sparse_small, configs, slow=triton.Config({"BLOCK_N": 256}), key=(*KEY, "BLOCK_M"))
+
+
+KEY = ("n", "k", "KIND", "CODES", "GROUP")
 GEMV = Kernel(
     _sparse_gemv,
     configs=tuple(triton.Config({"BLOCK_N": n}, num_warps=w, num_stages=1) for n, w in ((8, 4), (4, 4), (16, 8))),
     slow=triton.Config({"BLOCK_N": 128}),
     key=KEY,
 )
-SMALL = Kernel(
-    _sparse_small,
-    configs=tuple(
-        triton.Config({"BLOCK_N": n}, num_warps=w, num_stages=s) for n, w, s in ((64, 8, 3), (64, 4, 3), (128, 8, 3))
-    ),
-    slow=triton.Config({"BLOCK_N": 256}),
-    key=(*KEY, "BLOCK_M"),
-)
+SMALL = _small_kernel(((64, 8), (64, 4), (128, 8)))
+SMALL_MASKED = _small_kernel(((64, 8), (32, 4)))  # a thread that counts bits has room for fewer weights
