@@ -1,7 +1,7 @@
 """What a kernel becomes on a GPU that is not here: registers, spills, shared memory and instructions, by compiling it.
 
 Triton compiles for a `GPUTarget` without a driver, and its wheel ships NVIDIA's disassembler. NVIDIA figures are read
-from the cubin (`cuobjdump -res-usage`, `nvdisasm`) and the PTX, AMD figures from the assembly and its own metadata.
+from the cubin and the PTX, AMD figures from the assembly and its own metadata.
 Triton does not check the shared memory limit when it compiles ahead of time, so the targets' limits are stated here.
 Sources: CUDA C++ Programming Guide, technical specifications per compute capability; AMD CDNA3 ISA guide.
 """
@@ -9,13 +9,9 @@ Sources: CUDA C++ Programming Guide, technical specifications per compute capabi
 from __future__ import annotations
 
 import ast
-import hashlib
 import math
-import os
 import re
-import subprocess
-import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +22,22 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import listing, ptx, trips
+from kernels import cubin, listing, ptx, trips
 from kernels.tuning import OPTIONS, Launch
 
-__all__ = ["TARGETS", "VERSION", "Compiled", "Target", "code_key", "compile_launch", "is_matrix"]
+__all__ = [
+    "TARGETS",
+    "VERSION",
+    "Compiled",
+    "Target",
+    "cache_folder",
+    "code_key",
+    "compile_launch",
+    "compile_launches",
+    "is_matrix",
+]
 
 VERSION = str(triton.__version__)
-BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -48,17 +53,21 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU to compile for, and the shared memory one program may use there, in bytes."""
+    """A GPU to compile for, and the shared memory one program may use there, in bytes.
+
+    `architecture` is the disassembler's name for it, if it is NVIDIA's.
+    """
 
     gpu: GPUTarget
     shared_limit: int
+    architecture: str = ""
 
 
 TARGETS = {
-    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 * 1024),
-    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 * 1024),
-    "sm_120": Target(GPUTarget("cuda", 120, 32), 99 * 1024),
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 * 1024, "SM80"),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 * 1024, "SM90a"),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 * 1024, "SM100a"),
+    "sm_120": Target(GPUTarget("cuda", 120, 32), 99 * 1024, "SM120a"),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
 
@@ -103,6 +112,11 @@ class Compiled:
         return sum(self.executed.values()) * self.warps * lanes * self.programs
 
 
+def cache_folder() -> Path:
+    """Where Triton keeps what it compiled."""
+    return Path(triton.knobs.cache.dir)
+
+
 def is_matrix(opcode: str) -> bool:
     """Whether a machine instruction runs on the matrix unit."""
     return "MMA" in opcode.split(".")[0] or opcode.startswith("v_mfma")
@@ -113,18 +127,37 @@ def compile_launch(launch: Launch, target: str, config: triton.Config | None = N
 
     `config` is one of the kernel's configurations (default: the first). Raises ValueError for an interpreted kernel.
     """
+    return compile_launches([(launch, config or launch.kernel.configs[0])], target)[0]
+
+
+def compile_launches(jobs: Sequence[tuple[Launch, triton.Config]], target: str) -> list[Compiled]:
+    """Compile launches, each in its configuration, for a name in `TARGETS`; many at once take less time.
+
+    What Triton raises is raised with the kernel, the configuration and the target in a note.
+    """
+    built = [_compiled(launch, target, config) for launch, config in jobs]
+    cubins = [each.asm["cubin"] for each, _, _ in built if "cubin" in each.asm]
+    texts = iter(cubin.disassembled(TARGETS[target].architecture, cubins) if cubins else [])
+    return [_figures(each, target, grid, given, next(texts, "")) for each, grid, given in built]
+
+
+def _compiled(launch: Launch, target: str, config: triton.Config) -> tuple[Any, tuple[int, ...], dict[str, Any]]:
+    """What Triton returns, the grid, and the arguments that are given at run time."""
     if launch.kernel.interpreted:
         raise ValueError("an interpreted kernel cannot be compiled: import it without TRITON_INTERPRET")
-    config = config or launch.kernel.configs[0]
     values = {**launch.arguments, **config.kwargs}
     if TARGETS[target].gpu.backend == "hip" and "PTX" in values:
         values["PTX"] = False  # by this name a kernel chooses between NVIDIA's assembly and Triton's own operations
     signature, constants, attributes = _specialize(launch.kernel.fn, values)
     source = ASTSource(fn=launch.kernel.fn, signature=signature, constexprs=constants, attrs=attributes)
     options = {**OPTIONS, **_options(launch, config)}
-    built = triton.compile(source, target=TARGETS[target].gpu, options=options)
+    try:
+        built = triton.compile(source, target=TARGETS[target].gpu, options=options)
+    except Exception as error:
+        error.add_note(f"while compiling {launch.kernel.fn.__name__} for {target}: {config}, {launch.arguments}")
+        raise
     given = {name: values[name] for name, kind in signature.items() if kind != "constexpr"}
-    return _figures(built, target, launch.grid(values), given)
+    return built, launch.grid(values), given
 
 
 def code_key(launch: Launch, config: triton.Config) -> Hashable:
@@ -166,12 +199,12 @@ def _specialize(fn: Any, values: Mapping[str, Any]) -> tuple[dict[str, str], dic
     return signature, constants, attributes
 
 
-def _figures(built: Any, target: str, grid: tuple[int, ...], given: Mapping[str, Any]) -> Compiled:
+def _figures(built: Any, target: str, grid: tuple[int, ...], given: Mapping[str, Any], sass: str) -> Compiled:
     numbers = [value if isinstance(value, int) else None for value in given.values()]
     loops = trips.loops(built.asm["ttir"], numbers, grid)
     if "cubin" in built.asm:
-        code = listing.nvidia(_disassembled(built.asm["cubin"]))
-        registers = _registers(target, built.asm["cubin"])
+        code = listing.nvidia(sass)
+        registers = cubin.registers(built.asm["cubin"])
         spills = sum(n for op, n in code.counts.items() if op.split(".")[0] in ("STL", "LDL"))
         text = built.asm["ptx"]
         widths = ptx.widths(text, {i: name for i, (name, v) in enumerate(given.items()) if isinstance(v, Tensor)})
@@ -179,8 +212,8 @@ def _figures(built: Any, target: str, grid: tuple[int, ...], given: Mapping[str,
     else:
         text = built.asm["amdgcn"]
         code = listing.amd(text)
-        registers = _stated(target, text, "vgpr_count")
-        spills = _stated(target, text, "vgpr_spill_count") + _stated(target, text, "sgpr_spill_count")
+        registers = _stated(text, "vgpr_count")
+        spills = _amd_spills(text)
         widths = listing.amd_widths(code)
         inexact, fused = listing.amd_rounding(text)
     return Compiled(
@@ -199,36 +232,14 @@ def _figures(built: Any, target: str, grid: tuple[int, ...], given: Mapping[str,
     )
 
 
-def _registers(target: str, cubin: bytes) -> int:
-    usage = _output(cubin, "cuobjdump", "-res-usage")
-    found = re.search(r"REG:(\d+)", usage)
-    if found is None:
-        raise ValueError(f"cuobjdump reports no registers for {target}: {usage!r}")
-    return int(found[1])
+def _amd_spills(assembly: str) -> int:
+    """Registers spilled to memory; without memory of its own, scalar ones move to lanes of vector registers."""
+    scalars = _stated(assembly, "sgpr_spill_count") if _stated(assembly, "private_segment_fixed_size") else 0
+    return _stated(assembly, "vgpr_spill_count") + scalars
 
 
-def _stated(target: str, assembly: str, name: str) -> int:
+def _stated(assembly: str, name: str) -> int:
     found = re.search(rf"\.{name}:\s+(\d+)", assembly)
     if found is None:
-        raise ValueError(f"the {target} assembly states no {name}")
+        raise ValueError(f"AMD's assembly states no {name}")
     return int(found[1])
-
-
-def _disassembled(cubin: bytes) -> str:
-    """The listing of a cubin; kept beside Triton's cache, since the disassembler takes as long as the compiler."""
-    file = Path(triton.knobs.cache.dir) / "listings" / f"{hashlib.sha256(cubin).hexdigest()}.txt"
-    if not file.exists():
-        text = _output(cubin, "nvdisasm", "-c")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(f".{os.getpid()}")
-        written.write_text(text)
-        written.replace(file)
-    return file.read_text()
-
-
-def _output(cubin: bytes, tool: str, option: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        command = [str(BIN / tool), option, str(file)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -15,8 +15,12 @@ from kernels.trips import Loop
 
 __all__ = ["Listing", "amd", "amd_rounding", "amd_widths", "executed", "nvidia"]
 
-# label, opcode, branch target
-SASS = (r"^\.(L_x_\d+):", r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+,?\s+)?([A-Z][A-Z0-9_.]*)", r"\bBRA\b.*\(\.(L_x_\d+)\)")
+# place, opcode, branch target
+SASS = (
+    r"/\*([0-9a-f]{4,})\*/",
+    r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+,?\s+)?([A-Z][A-Z0-9_.]*)",
+    r"\bBRA\b.*\b0x([0-9a-f]+)\s*;",
+)
 GCN = (r"^\.(LBB\d+_\d+):", r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_\w+)", r"\bs_c?branch\w*\s+\.(LBB\d+_\d+)")
 IDLE = ("NOP", "s_nop")
 
@@ -42,7 +46,7 @@ class _Body:
 
 
 def nvidia(text: str) -> Listing:
-    """The listing of one kernel as `nvdisasm -c` prints it."""
+    """The listing of one kernel as `nvdisasm --binary` prints it, with the addresses that branches go to."""
     return _parse(text, SASS)
 
 
@@ -58,11 +62,12 @@ def _parse(text: str, patterns: tuple[str, str, str]) -> Listing:
     loops: dict[int, int] = {}
     for line in text.splitlines():
         if named := label.search(line):
-            places[named[1]] = len(opcodes)
-        elif (found := instruction.search(line)) and found[1].split(".")[0] not in IDLE:
+            places[named[1].zfill(8)] = len(opcodes)
+        if (found := instruction.search(line)) and found[1].split(".")[0] not in IDLE:
             to = branch.search(line)
-            if to and to[1] in places and places[to[1]] < len(opcodes):  # a branch to itself ends the code
-                loops[places[to[1]]] = len(opcodes)
+            first = places.get(to[1].zfill(8)) if to else None
+            if first is not None and first < len(opcodes):  # a branch to itself ends the code
+                loops[first] = len(opcodes)
             opcodes.append(found[1])
     return Listing(tuple(opcodes), tuple(sorted(loops.items(), key=lambda loop: (loop[0], -loop[1]))))
 

@@ -62,7 +62,7 @@ def _gate(options: argparse.Namespace, console: Console) -> int:
     base = load(file)
     known = None if base is None else {case: known for case, known in base.items() if selected(case, options.only)}
     rows = compare(now, known, targets)
-    print_rows(console, rows)
+    print_rows(console, rows, quiet=("OK",) if options.write is None else ("OK", "NEW", "GONE"))
     console.print(f"{summary(rows)} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
     if base is None:
         said = "only the rules that hold always were checked; `python -m bench.static --write` makes a baseline."

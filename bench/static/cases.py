@@ -1,9 +1,9 @@
 """What is compiled: every kernel of every operation in every configuration, for typical aligned arguments.
 
 The launches are recorded from the operation itself, so the gate sees what its dispatcher would run. All targets see
-all configurations of a kernel for the first arguments that launch it, and its first configuration for other batch
-sizes. What else changes the code (float16, the formats of `bench.static.variants`) is compiled in the first
-configuration for one target of each maker. Launches that compile to the same code are compiled once.
+all configurations of a kernel for the first arguments that launch it, and its first configuration for 16 and 64 rows.
+What else changes the code (a single row, other dtypes, the formats of `bench.static.variants`) is compiled in the
+first configuration for one target of each maker. Launches that compile to the same code are compiled once.
 """
 
 from __future__ import annotations
@@ -72,8 +72,12 @@ def cases(op: Op) -> Iterator[Case]:
     for batch, form, arguments in _inputs(op):
         for launch in recorded(op.triton, arguments)[1]:
             kernel = launch.kernel
-            new, main = kernel.fn not in seen, form == MAIN
-            if not main and (kernel.fn, form, batch) not in seen and any((kernel.fn, form, b) in seen for b in BATCHES):
+            new, main = kernel not in seen, form == MAIN and batch != 1
+            if (
+                form != MAIN
+                and (kernel.fn, form, batch) not in seen
+                and any((kernel.fn, form, b) in seen for b in BATCHES)
+            ):
                 continue
             seen |= {kernel.fn, (kernel.fn, form, batch)}
             for position, config in enumerate(kernel.configs if new else kernel.configs[:1]):
@@ -93,5 +97,6 @@ def _inputs(op: Op) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
         yield m, MAIN, typical
         if m != 64:
             yield m, "fp16", op.sized(m, N, K, torch.float16, "cpu").arguments
+            yield m, "fp32", op.sized(m, N, K, torch.float32, "cpu").arguments
             for name, arguments in variants(op, typical):
                 yield m, f"{MAIN}-{name}", arguments

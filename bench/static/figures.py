@@ -1,22 +1,30 @@
-"""The figures of one compiled kernel that the gate keeps, and the compilation of many in parallel processes."""
+"""The figures of one compiled kernel that the gate keeps, and the compilation of many in parallel processes.
+
+The figures of an operation are kept beside Triton's cache until a kernel, this package, or a version changes.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import json
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import kernels
 from bench.static.cases import Case, cases
-from kernels.aot import Compiled, compile_launch
+from kernels.aot import VERSION, Compiled, cache_folder, compile_launches
 from kernels.op import operations
 from kernels.tuning import Launch
 
-__all__ = ["Figures", "Table", "figures", "large", "measure", "selected"]
+__all__ = ["Figures", "Table", "figures", "large", "measure", "selected", "source_key"]
 
 Figures = Mapping[str, Any]
 Table = dict[str, dict[str, Figures]]  # case -> target -> figures
@@ -47,10 +55,7 @@ def large(launch: Launch) -> list[str]:
 
 
 def measure(only: str, targets: Sequence[str], workers: int) -> Table:
-    """Figures of every case that `only` selects, for `targets`; 0 workers: in this process.
-
-    A case that cannot be compiled raises what Triton raised, with its name and the target in a note.
-    """
+    """Figures of every case that `only` selects, for `targets`; 0 workers: in this process."""
     names = [name for name in operations() if fnmatch.fnmatchcase(name, only.split("/")[0])]
     parts = [targets] if not workers else [part for part in (targets[::2], targets[1::2]) if part]
     jobs = [(name, only, part) for part in parts for name in names]
@@ -75,16 +80,30 @@ def _mapped(jobs: Sequence[tuple[str, str, Sequence[str]]], workers: int) -> Ite
 
 
 def _of_operation(name: str, only: str, targets: Sequence[str]) -> Table:
+    folders = (Path(kernels.__path__[0]), Path(__file__).parent)
+    file = cache_folder() / "figures" / f"{source_key(folders, VERSION, torch.__version__, name, only, *targets)}.json"
+    if file.exists():
+        known: Table = json.loads(file.read_text())
+        return known
     chosen = [case for case in cases(operations()[name]) if selected(case.name, only)]
-    return {case.name: {t: _compiled(case, t) for t in targets if t in case.targets} for case in chosen}
+    found: Table = {case.name: {} for case in chosen}
+    for target in targets:
+        seen = [case for case in chosen if target in case.targets]
+        for case, built in zip(seen, compile_launches([(c.launch, c.config) for c in seen], target), strict=True):
+            found[case.name][target] = figures(case, built)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = file.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps(found))
+    written.replace(file)
+    return found
 
 
-def _compiled(case: Case, target: str) -> Figures:
-    try:
-        return figures(case, compile_launch(case.launch, target, case.config))
-    except Exception as error:
-        error.add_note(f"while compiling {case.name} for {target}")
-        raise
+def source_key(folders: Iterable[Path], *parts: str) -> str:
+    """A hash of the Python files in `folders` and of `parts`: equal keys, equal figures."""
+    hashed = hashlib.sha256(json.dumps(parts).encode())
+    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
+        hashed.update(f"\n{file.name}\n".encode() + file.read_bytes())
+    return hashed.hexdigest()[:32]
 
 
 def _alone() -> None:

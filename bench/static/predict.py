@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bench.static.devices import DEVICES, Device
 from bench.static.model import Prediction, predict
-from kernels.aot import VERSION, Compiled, compile_launch
+from kernels.aot import VERSION, Compiled, compile_launches
 from kernels.op import Op, operations
 from kernels.tuning import Launch, recorded
 
@@ -120,7 +120,7 @@ def _lines(op: Op) -> Iterator[Line]:
         out, launches = recorded(op.triton, arguments)
         product = any(name in arguments for name in ("x", "dy"))
         moved = sum(_bytes(value) for value in (*arguments.values(), out))
-        built: dict[Any, Compiled] = {}
+        built: dict[Any, list[Compiled]] = {}
         for device in DEVICES:
             best = [_best(launch, device, built) for launch in launches]
             config, longest = max(best, key=lambda pair: pair[1].seconds)
@@ -139,13 +139,13 @@ def _bytes(value: object) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _best(launch: Launch, device: Device, built: dict[Any, Compiled]) -> tuple[str, Prediction]:
+def _best(launch: Launch, device: Device, built: dict[Any, list[Compiled]]) -> tuple[str, Prediction]:
     """The configuration with the least predicted time, and that prediction."""
+    configs, key = launch.kernel.configs, (id(launch), device.target)
+    if key not in built:
+        built[key] = compile_launches([(launch, config) for config in configs], device.target)
     options = []
-    for config in launch.kernel.configs:
-        key = (id(launch), id(config), device.target)
-        if key not in built:
-            built[key] = compile_launch(launch, device.target, config)
+    for config, each in zip(configs, built[key], strict=True):
         settings = [f"{name} {value}" for name, value in sorted(config.kwargs.items())]
-        options.append((", ".join([*settings, f"{config.num_warps} warps"]), predict(launch, built[key], device)))
+        options.append((", ".join([*settings, f"{config.num_warps} warps"]), predict(launch, each, device)))
     return min(options, key=lambda option: option[1].seconds)

@@ -1,7 +1,8 @@
 """Arguments that an operation also takes, made from its typical ones, so that all paths of its kernels are compiled.
 
 A product or decoder of packed codes: codes of 3 and of 8 bits, zeros, nested scales, a table of levels to a row.
-A quantizer: codes of 3 and of 8 bits, one group a row, one group the whole tensor.
+A quantizer: codes of 3 and of 8 bits, one group a row, one group the whole tensor, both kinds of zeros. A product with
+2:4 weights: kept weights of 4 bits.
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ from kernels.packing import packed_bytes
 __all__ = ["variants"]
 
 WIDTHS = (3, 8)  # bits: one that no byte is a multiple of, and the widest
-NEST = 256
+GROUP = 64
+NEST = 256  # scales that share an entry
 
 
 def variants(op: Op, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Names and arguments; none for an operation that is not on codebooks or uniform grids of any width."""
+    """Names and arguments; none for an operation of one form."""
+    if op.name == "two_of_four_matmul":
+        n, kept = arguments["values"].shape
+        codes = torch.zeros(n, packed_bytes(kept, 4), dtype=torch.uint8)
+        steps = torch.ones(n, kept // GROUP, dtype=torch.float16)
+        yield "w4", {**arguments, "values": codes, "scale": steps, "group": GROUP}
     if "bits" not in arguments or not op.name.startswith(("affine_", "codebook_")):
         return
     for bits in WIDTHS:
@@ -32,6 +39,8 @@ def variants(op: Op, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mappin
     if "weight" in arguments:
         yield "channel", {**arguments, "group": "channel"}
         yield "tensor", {**arguments, "group": "tensor"}
+        for zero in ("integer", "float") if "zero" in arguments else ():
+            yield zero, {**arguments, "zero": zero}
     scale = arguments.get("scale")
     if "zero" in arguments and isinstance(scale, Tensor):
         yield "zero", {**arguments, "zero": torch.ones_like(scale)}

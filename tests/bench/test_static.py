@@ -22,7 +22,7 @@ from bench.static import rules
 from bench.static.__main__ import FOLDER, main
 from bench.static.cases import Case
 from bench.static.compare import baseline_file, compare, load, merged, save
-from bench.static.figures import Figures, figures, selected
+from bench.static.figures import Figures, figures, measure, selected, source_key
 from bench.static.rules import EXEMPTIONS, MATRIX, QUANTIZERS, Exemption, broken, broken_rules
 from kernels.aot import TARGETS, VERSION, compile_launch
 from kernels.op import operations
@@ -71,6 +71,11 @@ def test_a_rule_holds_without_a_baseline(operation: str, new: Mapping[str, Any],
     assert said in sentence
     (row,) = compare({case: changed(**new)}, None, [TARGET])
     assert row.red
+
+
+def test_float32_is_not_held_to_a_unit_that_would_round_it() -> None:
+    assert list(broken("some_matmul/_small/m16-fp32/c0", "sm_90", {**PLAIN, "matrix": 0})) == []
+    assert len(list(broken("some_matmul/_small/m16-fp32/c0", "gfx942", {**PLAIN, "matrix": 0}))) == 1
 
 
 def test_only_quantizers_must_not_contract() -> None:
@@ -252,6 +257,22 @@ def test_a_comment_changes_nothing(tmp_path: Path) -> None:
 def run(folder: Path, *more: str) -> int:
     only = ["--only", "affine_dequantize", "--target", "sm_90", "--workers", "0"]
     return main([*only, "--folder", str(folder), *more])
+
+
+def test_figures_are_kept_until_a_source_or_a_version_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    first = measure("codebook_matmul/_add_up/m16-bf16/*", ["sm_80"], 0)
+    assert list(first) == ["codebook_matmul/_add_up/m16-bf16/c0"]
+    monkeypatch.setattr("bench.static.figures.compile_launches", None)
+    assert measure("codebook_matmul/_add_up/m16-bf16/*", ["sm_80"], 0) == first
+    with pytest.raises(TypeError):
+        measure("codebook_matmul/_add_up/m16-bf16/*", ["sm_90"], 0)
+    source = tmp_path / "kernel.py"
+    source.write_text("a = 1")
+    before = source_key([tmp_path], "3.9.0")
+    assert source_key([tmp_path], "3.8.0") != before
+    source.write_text("a = 2")
+    assert source_key([tmp_path], "3.9.0") != before
 
 
 def test_the_command_ends_with_one_when_a_kernel_became_worse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import listing, ptx
+from kernels import aot, cubin, listing, ptx
 from kernels.aot import code_key, compile_launch, is_matrix
 from kernels.op import operations
 from kernels.trips import Loop, loops
@@ -21,20 +22,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 SASS = """
-        /*0000*/                   MOV R1, c[0x0][0x28] ;
-.L_x_1:
-        /*0010*/              @!P0 LDG.E.64 R2, desc[UR4][R2.64] ;
-.L_x_2:
-        /*0020*/                   FFMA R4, R2, R3, R4 ;
-        /*0030*/                   NOP ;
-        /*0040*/               @P1 BRA `(.L_x_2) ;
-        /*0050*/          @!UP0 BRA.U `(.L_x_1) ;
-        /*0060*/               @P2 BRA `(.L_x_3) ;
-        /*0070*/                   STG.E.128 desc[UR4][R6.64], R8 ;
-.L_x_3:
-        /*0080*/                   EXIT ;
-.L_x_4:
-        /*0090*/                   BRA `(.L_x_4);
+        /*1000*/                   MOV R1, c[0x0][0x28] ;
+        /*1010*/              @!P0 LDG.E.64 R2, desc[UR4][R2.64] ;
+        /*1020*/                   FFMA R4, R2, R3, R4 ;
+        /*1030*/                   NOP ;
+        /*1040*/               @P1 BRA 0x1020 ;
+        /*1050*/          @!UP0 BRA.U UP0, 0x1010 ;
+        /*1060*/               @P2 BRA 0x1080 ;
+        /*1070*/                   STG.E.128 desc[UR4][R6.64], R8 ;
+        /*1080*/                   EXIT ;
+        /*1090*/                   BRA 0x1090;
 """
 GCN = """
 \ts_load_dwordx2 s[0:1], s[4:5], 0x0
@@ -101,7 +98,7 @@ def test_instructions_in_loops_run_as_often_as_the_loops_turn() -> None:
 
 
 def test_of_two_loops_the_longer_is_that_of_the_source() -> None:
-    wait = ".L_x_7:\n /*00a0*/ SYNCS R1 ;\n /*00b0*/ @P1 BRA `(.L_x_7) ;\n"
+    wait = " /*0fe0*/ SYNCS R1 ;\n /*0ff0*/ @P1 BRA 0xfe0 ;\n"
     ran = listing.executed(listing.nvidia(wait + SASS), [Loop(10)])
     assert ran["SYNCS"] == 1
     assert ran["LDG.E.64"] == 10
@@ -184,6 +181,29 @@ def test_a_kernel_without_a_loop_runs_each_instruction_once() -> None:
     assert built.loops_known
     assert built.programs == 4
     assert built.thread_instructions == built.size * 4 * 32 * 4  # warps, lanes, programs
+
+
+def test_kernels_that_are_disassembled_together_are_what_they_are_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = [division(exact=exact, fuse=False) for exact in (True, False)]
+    cubins = [aot._compiled(one, "sm_90", one.kernel.configs[0])[0].asm["cubin"] for one in launches]
+
+    def listings(place: str, chosen: list[bytes]) -> list[listing.Listing]:
+        monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / place))
+        return [listing.nvidia(text) for text in cubin.disassembled("SM90a", chosen)]
+
+    together = listings("together", cubins)
+    assert together == listings("alone", cubins[:1]) + listings("alone", cubins[1:])
+    assert together == listings("together", cubins)  # from the files
+    assert together[0] != together[1]
+    assert all("EXIT" in each.opcodes for each in together)
+
+
+def test_spills_of_amd_are_those_to_memory() -> None:
+    text = ".private_segment_fixed_size: {}\n.sgpr_spill_count: 11\n.vgpr_spill_count: {}\n"
+    assert aot._amd_spills(text.format(0, 0)) == 0  # lanes of vector registers keep them
+    assert aot._amd_spills(text.format(64, 3)) == 14
 
 
 def test_launches_share_code_unless_what_the_compiler_sees_differs() -> None:
