@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor bench bench-quick bench-full bench-kernels report readme test lint sabotage clean clean-results
+.PHONY: help setup doctor bench bench-quick bench-full bench-kernels gpu report-kernels bench-static bench-gate bench-check report readme test lint sabotage clean clean-results
 
 help: ## this list
 	@echo "usage: make TARGET   (METHODS='nf4*,-*-g128' MODELS= TASKS= SEEDS= DEVICE= OUT= ARGS= select; NOVENV=1 PYTHON= skip set-up)"
@@ -54,8 +54,23 @@ bench-quick: $(READY) ## every family on tiny models, results marked QUICK (abou
 bench-full: $(READY) ## QLoRA for every method, three seeds (many hours on 2 cores; resumes)
 	$(PY) -m bench run full $(SELECT)
 
-bench-kernels: $(READY) ## speed of the kernels and CPU paths, one by one (2 minutes; Triton rows need CUDA)
-	$(PY) -m pytest bench/micro --benchmark-enable --benchmark-only $(ARGS)
+bench-kernels: $(READY) ## speed of every kernel beside cuBLAS and other libraries; without a GPU the CPU paths (1 minute)
+	$(PY) -m bench.micro $(if $(OUT),--records '$(OUT)') $(ARGS)
+
+gpu: $(READY) ## all that needs a GPU: tests, tuning, training, kernels, records (8 minutes; NOVENV=1 where nothing can be installed)
+	$(PY) -m bench.gpu all $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+report-kernels: $(READY) ## tables and plots again from the records of a GPU in OUT (seconds)
+	$(PY) -m bench.reports kernels '$(OUT)'
+
+bench-static: $(READY) ## compile every kernel for GPUs that are not here; red when one became worse (2 minutes, then seconds)
+	$(PY) -m bench.static $(ARGS)
+
+bench-gate: $(READY) ## is anything slower than in commit REF=main? both versions take turns in one process (about 4 minutes)
+	@$(PY) -m bench.gate $(REF) $(ARGS)
+
+bench-check: $(READY) ## is anything slower than the committed record of this device, as ratios to a plain product? (2 minutes)
+	@$(PY) -m bench.gate check $(ARGS)
 
 report: $(READY) ## tables and plots again from the records of OUT (seconds)
 	$(PY) -m bench report $(or $(OUT),results/local/default)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.packing import packed_bytes
 
-__all__ = ["check_codes", "check_dtype", "check_side", "check_x", "group_size", "row_stride", "spread"]
+__all__ = ["check_codes", "check_dtype", "check_side", "check_x", "group_size", "row_stride", "side_shape", "spread"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -44,15 +44,22 @@ def check_codes(codes: Tensor, shape: tuple[int, int], bits: int) -> None:
 
 def check_side(name: str, value: Tensor | None, shape: tuple[int, int], group: int | str) -> None:
     """Raise TypeError or ValueError unless scales or zeros are floating and of the shape that `group` asks for."""
-    n, k = shape
-    if group not in ("channel", "tensor") and not (isinstance(group, int) and group > 0):
-        raise ValueError(f"group must be a positive integer, 'channel' or 'tensor', got {group!r}")
+    want = side_shape(shape, group)
     if value is None:
         return
     check_dtype(name, value.dtype)
-    want = (1, 1) if group == "tensor" else (n, 1 if group == "channel" else -(-k // int(group)))
     if tuple(value.shape) != want:
-        raise ValueError(f"{name} must be {list(want)} for {[n, k]} in groups of {group!r}, got {list(value.shape)}")
+        raise ValueError(
+            f"{name} must be {list(want)} for {list(shape)} in groups of {group!r}, got {list(value.shape)}"
+        )
+
+
+def side_shape(shape: tuple[int, int], group: int | str) -> tuple[int, int]:
+    """Shape of the scales of a weight [n, k]. Raises ValueError for what is not a group."""
+    if group not in ("channel", "tensor") and not (isinstance(group, int) and group > 0):
+        raise ValueError(f"group must be a positive integer, 'channel' or 'tensor', got {group!r}")
+    n, k = shape
+    return (1, 1) if group == "tensor" else (n, 1 if group == "channel" else -(-k // int(group)))
 
 
 def spread(value: Tensor, k: int, group: int | str) -> Tensor:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.nested import NestedScale, Scale
 from kernels.op import Example
 from kernels.packing import pack
 
-__all__ = ["affine_examples", "affine_sized", "codebook_examples", "codebook_sized"]
+__all__ = ["affine_examples", "affine_sized", "codebook_examples", "codebook_sized", "w8a8_examples", "w8a8_sized"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Case:
     n_levels: int = 0
     zero: torch.dtype | None = None
     strided: bool = False
+    nest: int = 0
 
     @property
     def label(self) -> str:
@@ -43,6 +45,7 @@ class Case:
             parts.append("no-scale")
         elif self.scale != torch.float32:
             parts.append(str(self.scale).removeprefix("torch."))
+        parts += [f"nested{self.nest}"] * bool(self.nest)
         parts += [f"rows{self.rows}"] * bool(self.rows) + [f"levels{self.n_levels}"] * bool(self.n_levels)
         return "-".join(parts + ["zero"] * (self.zero is not None) + ["strided"] * self.strided)
 
@@ -66,16 +69,31 @@ CODEBOOK = (
 AFFINE = (
     *COMMON,
     Case(4, 64, zero=torch.float16),
+    Case(4, 64, m=1, zero=torch.float16),
     Case(3, 32, zero=torch.float32, scale=torch.float16),
     Case(2, 48, k=100, zero=torch.float32),
     Case(8, "channel", zero=torch.float32),
     Case(4, "tensor", zero=torch.float16),
 )
+NESTED = (
+    Case(4, 64, nest=256),
+    Case(4, 64, m=2, n=65, k=130, nest=7),
+    Case(3, 32, m=1, nest=16),
+    Case(4, 48, m=17, k=100, nest=16),
+    Case(4, "channel", m=1, nest=32),
+)
+W8A8 = (
+    Case(8, 64),
+    Case(8, "channel", m=33, n=129, k=65),
+    Case(8, 48, m=1, k=100, scale=torch.float16),
+    Case(8, "tensor", m=17, n=3, k=257),
+    Case(8, 32, m=3, n=65, k=1000, strided=True),
+)
 
 
-def codebook_examples(dtype: torch.dtype, device: str, *, product: bool) -> Iterator[Example]:
-    """Arguments of `codebook_matmul` (`product`) or `codebook_dequantize`."""
-    return (_codebook(case, dtype, device, product) for case in CODEBOOK)
+def codebook_examples(dtype: torch.dtype, device: str, *, product: bool, nested: bool = False) -> Iterator[Example]:
+    """Arguments of `codebook_matmul` (`product`) or `codebook_dequantize`; `nested` adds scales in nested form."""
+    return (_codebook(case, dtype, device, product) for case in CODEBOOK + NESTED * nested)
 
 
 def codebook_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, product: bool) -> Example:
@@ -83,9 +101,9 @@ def codebook_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, p
     return _codebook(Case(m=m, n=n, k=k, scale=torch.float16), dtype, device, product)
 
 
-def affine_examples(dtype: torch.dtype, device: str, *, product: bool) -> Iterator[Example]:
-    """Arguments of `affine_matmul` (`product`) or `affine_dequantize`."""
-    return (_affine(case, dtype, device, product) for case in AFFINE)
+def affine_examples(dtype: torch.dtype, device: str, *, product: bool, nested: bool = False) -> Iterator[Example]:
+    """Arguments of `affine_matmul` (`product`) or `affine_dequantize`; `nested` adds scales in nested form."""
+    return (_affine(case, dtype, device, product) for case in AFFINE + NESTED * nested)
 
 
 def affine_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, product: bool) -> Example:
@@ -93,17 +111,34 @@ def affine_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, pro
     return _affine(Case(m=m, n=n, k=k, scale=torch.float16), dtype, device, product)
 
 
+def w8a8_examples(dtype: torch.dtype, device: str) -> Iterator[Example]:
+    """Arguments of `w8a8_matmul`."""
+    return (_w8a8(case, dtype, device) for case in W8A8)
+
+
+def w8a8_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> Example:
+    """One scale a row of the weight."""
+    return _w8a8(Case(8, "channel", m=m, n=n, k=k), dtype, device)
+
+
+def _w8a8(case: Case, dtype: torch.dtype, device: str) -> Example:
+    whole = _affine(case, dtype, device, product=True)
+    left_out = ("zero", "bits")
+    return Example(whole.label, {name: v for name, v in whole.arguments.items() if name not in left_out})
+
+
 def _codebook(case: Case, dtype: torch.dtype, device: str, product: bool) -> Example:
     draw = torch.Generator().manual_seed(case.n * 1000 + case.k)
     tables = -(-case.n // case.rows) if case.rows else 1
     levels = torch.randn(tables, case.n_levels or 1 << case.bits, generator=draw).sort().values
-    own = {"codes": _codes(case, levels.shape[1], draw), "levels": levels, "scale": _scale(case, draw)}
+    own: dict[str, Scale | None] = {"codes": _codes(case, levels.shape[1], draw), "levels": levels}
+    own["scale"] = _scale(case, draw)
     return _example(case, own, {"rows": case.rows}, dtype, device, product, draw)
 
 
 def _affine(case: Case, dtype: torch.dtype, device: str, product: bool) -> Example:
     draw = torch.Generator().manual_seed(case.n * 1000 + case.k + 1)
-    own: dict[str, Tensor | None] = {"codes": _codes(case, 1 << case.bits, draw), "scale": _scale(case, draw)}
+    own: dict[str, Scale | None] = {"codes": _codes(case, 1 << case.bits, draw), "scale": _scale(case, draw)}
     own["zero"] = None
     if case.zero is not None:
         own["zero"] = (torch.rand(*_sides(case), generator=draw) * ((1 << case.bits) - 1)).to(case.zero)
@@ -112,7 +147,7 @@ def _affine(case: Case, dtype: torch.dtype, device: str, product: bool) -> Examp
 
 def _example(
     case: Case,
-    tensors: dict[str, Tensor | None],
+    tensors: dict[str, Scale | None],
     settings: dict[str, Any],
     dtype: torch.dtype,
     device: str,
@@ -138,10 +173,16 @@ def _sides(case: Case) -> tuple[int, int]:
     return (case.n, 1) if case.group == "channel" else (1, 1)
 
 
-def _scale(case: Case, draw: torch.Generator) -> Tensor | None:
+def _scale(case: Case, draw: torch.Generator) -> Scale | None:
     if case.scale is None:
         return None
-    scale = torch.rand(*_sides(case), generator=draw) + 0.1
+    sides = _sides(case)
+    if case.nest:
+        codes = torch.randint(256, sides, generator=draw, dtype=torch.uint8)
+        levels = torch.linspace(-1, 1, 256)
+        blocks = torch.rand(-(-codes.numel() // case.nest), generator=draw)
+        return NestedScale(codes, levels, blocks, torch.tensor([1.5]), case.nest)
+    scale = torch.rand(*sides, generator=draw) + 0.1
     if scale.numel() > 1:
         scale[0, -1] = 0  # the scale of a group of zeros
     return scale.to(case.scale)

@@ -1,63 +1,106 @@
-"""The two launches of a quantized weight: decode it, and multiply by it. Each family brings its kernel and arguments.
+"""What is done with a quantized weight, of either family: decode it, and multiply by it.
 
-A kernel takes `out_ptr`, the arguments of its family (among them n, k and GROUP) and the block sizes; a product also
-takes x by its strides. Programs are numbered along one axis, whose length is not limited as the others' is.
+Products take `kernels.small`, which adds up in an order that the weight and the dtype alone decide: row i of the
+product is the same bit by bit for every number of rows. A single row with 4-bit codes takes `kernels.gemv` instead,
+which agrees with it to rounding; inside `rows_alike` it does not, and its bits are then those of more rows too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from kernels.tuning import Kernel, Launch
+from kernels.checks import check_codes, check_dtype, check_side, group_size, side_shape
+from kernels.dequantize import dequantize
+from kernels.gemv import gemv, piece
+from kernels.nested import NestedScale, Scale, scale_arguments
+from kernels.packing import packed_bytes
+from kernels.small import small
 
-__all__ = ["decode", "multiply"]
+__all__ = ["alone", "decode", "multiply", "rows_alike", "weight_arguments"]
+
+_ALIKE: ContextVar[bool] = ContextVar("alike", default=False)
 
 
-def decode(kernel: Kernel, weight: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+def weight_arguments(
+    codes: Tensor,
+    levels: Tensor | None,
+    scale: Scale | None,
+    zero: Tensor | None,
+    shape: tuple[int, int],
+    bits: int,
+    group: int | str,
+    rows: int,
+) -> dict[str, Any]:
+    """The arguments of a kernel that belong to the weight [n, k], by name; without `levels` it is a uniform grid.
+
+    Raises ValueError for shapes that do not belong together, TypeError for a wrong dtype.
+    """
+    n, k = shape
+    check_codes(codes, shape, bits)
+    nested = isinstance(scale, NestedScale)
+    check_side("scale", None if isinstance(scale, NestedScale) else scale, shape, group)
+    check_side("zero", zero, shape, group)
+    sides = side_shape(shape, group)
+    if isinstance(scale, NestedScale) and scale.codes.numel() != sides[0] * sides[1]:
+        raise ValueError(f"nested scales must be {list(sides)} codes for {[n, k]}, got {list(scale.codes.shape)}")
+    if levels is not None:
+        check_dtype("levels", levels.dtype)
+        if rows < 0:
+            raise ValueError(f"rows must be 0 (one table) or the rows that share a table, got {rows}")
+        tables = -(-n // rows) if rows else 1
+        if levels.ndim != 2 or levels.shape[0] != tables or not 0 < levels.shape[1] <= 1 << bits:
+            raise ValueError(f"levels must be [{tables}, 1 .. {1 << bits}], got {list(levels.shape)}")
+        levels = levels.contiguous()
+    given = nested or scale is not None or zero is not None
+    return {
+        "codes_ptr": codes,
+        "levels_ptr": levels,
+        **scale_arguments(scale),
+        "zero_ptr": None if zero is None else zero.contiguous(),
+        "n": n,
+        "k": k,
+        "row_bytes": packed_bytes(k, bits),
+        "side_row": sides[1] if given and sides[0] > 1 else 0,
+        "n_levels": 0 if levels is None else levels.shape[1],
+        "BITS": bits,
+        "GROUP": group_size(k, group) if given else 0,
+        "ROWS": rows,
+    }
+
+
+def decode(weight: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The weight [n, k] in `dtype`."""
-    n, k = weight["n"], weight["k"]
-    out = torch.empty(n, k, dtype=dtype, device=device)
-    block_k = _column_block(weight["GROUP"], 128)
-
-    def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
-        return (triton.cdiv(n, meta["BLOCK_N"]) * triton.cdiv(k, block_k),)
-
-    Launch(kernel, grid, {"out_ptr": out, **weight, "BLOCK_K": block_k}).run()
+    out = torch.empty(weight["n"], weight["k"], dtype=dtype, device=device)
+    dequantize(out, weight)
     return out
 
 
-def multiply(kernel: Kernel, x: Tensor, weight: Mapping[str, Any]) -> Tensor:
+def multiply(x: Tensor, weight: Mapping[str, Any]) -> Tensor:
     """x [..., k] @ w.T -> [..., n] in the dtype of `x`; nothing is launched for an empty batch."""
-    n, k = weight["n"], weight["k"]
-    flat = x.reshape(-1, k)
+    flat = x.reshape(-1, weight["k"])
     m = flat.shape[0]
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-
-    def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
-        return (triton.cdiv(m, meta["BLOCK_M"]) * triton.cdiv(n, meta["BLOCK_N"]),)
-
-    batch = {"x_ptr": flat, "out_ptr": out, "m": m, "x_row": flat.stride(0), "x_col": flat.stride(1)}
-    block_k = _column_block(weight["GROUP"], 32 if x.dtype == torch.float32 else 64)  # 64 float32 columns spill
-    fixed = {"BLOCK_K": block_k, "M_BUCKET": _m_bucket(m), "UPCAST": kernel.interpreted}
+    out = torch.empty(m, weight["n"], dtype=x.dtype, device=x.device)
     if m:
-        Launch(kernel, grid, {**batch, **weight, **fixed}).run()
-    return out.view(*x.shape[:-1], n)
+        (gemv if alone(m) and weight["BITS"] == 4 and piece(weight["GROUP"]) >= 8 else small)(flat, out, weight)
+    return out.view(*x.shape[:-1], weight["n"])
 
 
-def _column_block(group: int, largest: int) -> int:
-    """Columns that a program reads at a time: a power of two that divides the group, so that one scale serves them.
-
-    A group without a divisor of 32 gets `largest`, and its scales are then read one a weight; so does a whole row (0).
-    """
-    divisor = group & -group
-    return min(largest, divisor) if divisor >= 32 else largest
+def alone(m: int) -> bool:
+    """Whether a product of `m` rows is one for a kernel that takes a single row."""
+    return m == 1 and not _ALIKE.get()
 
 
-def _m_bucket(m: int) -> int:
-    """The batch size as the tuner knows it: few sizes are tuned, and a batch of 3 runs as a batch of 16 does."""
-    return 16 if m <= 16 else 64 if m <= 64 else 256
+@contextmanager
+def rows_alike() -> Iterator[None]:
+    """Inside, row i of a product does not depend on the number of rows, one included, at some cost for a single row."""
+    token = _ALIKE.set(True)
+    try:
+        yield
+    finally:
+        _ALIKE.reset(token)

@@ -23,6 +23,7 @@ import kernels
 
 __all__ = [
     "DECODED",
+    "EXACT",
     "MULTIPLIED",
     "Example",
     "Op",
@@ -32,6 +33,20 @@ __all__ = [
     "operations",
     "relative_error",
 ]
+
+
+HELPERS = (  # modules of jit functions that other modules call or launch, each before those that use it
+    "kernels.quantize_tile",
+    "kernels.quantize_kernels",
+    "kernels.decoding",
+    "kernels.partials",
+    "kernels.gemv",
+    "kernels.small",
+    "kernels.dequantize",
+    "kernels.launchers",
+    "kernels.sparse_tile",
+    "kernels.sparse_products",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,10 @@ MULTIPLIED = Tolerance(
     {torch.float32: 2**-20, torch.float16: 2**-10, torch.bfloat16: 2**-7},
     "weight and output are each rounded once to the dtype of x; float32 sums of a few hundred terms",
 )
+EXACT = Tolerance(
+    {torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0, torch.uint8: 0.0},
+    "quantizers round as their reference does, bit by bit",
+)
 
 
 @dataclass(frozen=True)
@@ -64,38 +83,51 @@ class Example:
 class Op:
     """An operation on plain tensors.
 
-    `reference` and `triton` take the same arguments and return the same tensor; `reference` computes in float64 when
-    its `x` (or the `dtype` that is asked for) is float64. `examples(dtype, device)` are small, of odd shape on purpose;
-    `sized(m, n, k, dtype, device)` is one typical input of a given size, for timing. `tolerance` bounds its error.
+    `reference` and `triton` take the same arguments and return the same tensor, or tuple of tensors; `reference`
+    computes in float64 when its `x` or `dy` (or the `dtype` that is asked for) is float64. `examples(dtype, device)`
+    are small, of odd shape on purpose; `sized(m, n, k, dtype, device)` is one typical input of a given size, for
+    timing. `tolerance` bounds its error.
     """
 
     name: str
     formula: str
     source: str
-    reference: Callable[..., Tensor]
-    triton: Callable[..., Tensor]
+    reference: Callable[..., Any]
+    triton: Callable[..., Any]
     examples: Callable[[torch.dtype, str], Iterable[Example]]
     sized: Callable[[int, int, int, torch.dtype, str], Example]
     tolerance: Tolerance
 
-    def exact(self, arguments: Mapping[str, Any]) -> Tensor:
+    def exact(self, arguments: Mapping[str, Any]) -> Any:
         """What the operation means for these arguments, in float64."""
         raised = dict(arguments)
-        if "x" in raised:
-            raised["x"] = raised["x"].double()
+        for name in ("x", "dy"):
+            if name in raised:
+                raised[name] = raised[name].double()
         if "dtype" in raised:
             raised["dtype"] = torch.float64
         return self.reference(**raised)
 
-    def disagreement(self, got: Tensor, arguments: Mapping[str, Any]) -> str | None:
-        """None when `got` is this operation's result within its tolerance, else a sentence saying how it is not."""
+    def disagreement(self, got: Any, arguments: Mapping[str, Any]) -> str | None:
+        """None when `got` is this operation's result within its tolerance, else a sentence saying how it is not.
+
+        Of several outputs each is held to the tolerance of its own dtype.
+        """
         want = self.exact(arguments)
+        if isinstance(want, Tensor):
+            return self._difference(self.name, got, want)
+        if len(got) != len(want):
+            return f"{self.name}: {len(got)} outputs instead of {len(want)}"
+        each = (self._difference(f"{self.name}[{i}]", *pair) for i, pair in enumerate(zip(got, want, strict=True)))
+        return next((wrong for wrong in each if wrong), None)
+
+    def _difference(self, name: str, got: Tensor, want: Tensor) -> str | None:
         if got.shape != want.shape:
-            return f"{self.name}: shape {list(got.shape)} instead of {list(want.shape)}"
+            return f"{name}: shape {list(got.shape)} instead of {list(want.shape)}"
         error, allowed = relative_error(got, want), self.tolerance.bounds[got.dtype]
         if error <= allowed:
             return None
-        return f"{self.name}: relative error {error:.3g} exceeds {allowed:.3g} for {got.dtype} ({self.tolerance.why})"
+        return f"{name}: relative error {error:.3g} exceeds {allowed:.3g} for {got.dtype} ({self.tolerance.why})"
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -139,7 +171,8 @@ def interpreted(name: str) -> ModuleType:
     """A second copy of kernel module `name` whose kernels run in Triton's interpreter, on CPU tensors.
 
     Triton decides between compiler and interpreter when a jit function is defined; executing the module again under
-    the other setting gives both in one process.
+    the other setting gives both in one process. The modules in `HELPERS`, whose jit functions a kernel may call, are
+    replaced by their own second copies while `name` is executed.
     """
     from triton import knobs
 
@@ -150,14 +183,20 @@ def interpreted(name: str) -> ModuleType:
     if alias in sys.modules:
         return sys.modules[alias]
     module = importlib.util.module_from_spec(spec)
-    before = knobs.runtime.interpret
+    operations()  # a module that `name` imports must not be executed for the first time under the other setting
+    before = HELPERS[: HELPERS.index(name)] if name in HELPERS else HELPERS
+    helpers = {helper: interpreted(helper) for helper in before}
+    compiled = {helper: importlib.import_module(helper) for helper in helpers}
+    setting = knobs.runtime.interpret
     knobs.runtime.interpret = True
     sys.modules[alias] = module  # dataclasses and the interpreter look modules up by name
+    sys.modules.update(helpers)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[alias]
         raise
     finally:
-        knobs.runtime.interpret = before
+        knobs.runtime.interpret = setting
+        sys.modules.update(compiled)
     return module

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["pack", "packed_bytes", "unpack"]
+__all__ = ["pack", "pack_fitting", "packed_bytes", "unpack"]
 
 
 def packed_bytes(k: int, bits: int) -> int:
@@ -38,6 +38,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     if bits < 8 and codes.numel() and int(codes.max()) >= 1 << bits:
         raise ValueError(f"code {int(codes.max())} does not fit in {bits} bits (largest: {(1 << bits) - 1})")
+    return pack_fitting(codes, bits)
+
+
+def pack_fitting(codes: Tensor, bits: int) -> Tensor:
+    """`pack` of codes that are known to fit: nothing waits for their values, so it can be traced."""
     k = codes.shape[-1]
     if bits == 8 or k == 0:
         return codes.clone() if bits == 8 else codes.new_empty(*codes.shape[:-1], 0)

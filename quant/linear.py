@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, checked, from_config
 from quant.engines import ENGINES, Prepared, choose
 from quant.engines.choice import check_name
+from quant.engines.triton import DTYPES, Fused, Triton
 from quant.modules import DEFAULT_SKIP, linears, replace_modules, share
+from quant.product import Product
 
 __all__ = ["QuantizedLinear", "quantize_model"]
+
+TRITON = cast("Triton", ENGINES["triton"])
 
 
 class QuantizedLinear(nn.Module):
@@ -58,7 +62,9 @@ class QuantizedLinear(nn.Module):
             choose(engine, weight, compute_dtype or weight.dtype, weight_device(weight), 1)
         self._state: tuple[Any, ...] = ()
         self._prepared: dict[tuple[str, torch.dtype], Prepared] = {}
+        self._fused: Prepared | None = None  # by the engine "triton", for every dtype
         self._last = ""
+        self._arrived()
 
     # --- the weight ---------------------------------------------------------------------------------------------
 
@@ -85,10 +91,18 @@ class QuantizedLinear(nn.Module):
             self._forget()
             self._weight = from_config(self.config, {name: p.detach() for name, p in self.stored().items()})
             self._state = state
+            wanted = self.engine in ("auto", "triton") and TRITON.serves(self.device)
+            if wanted and not TRITON.refuses(self._weight, DTYPES[0], self.device):
+                self._fused = TRITON.prepare(self._weight, DTYPES[0])
+
+    def _arrived(self) -> None:
+        """Make a weight that is on a GPU ready for its kernels now: code that is compiled later cannot."""
+        if TRITON.serves(self.device):
+            self._refresh()
 
     def _forget(self) -> None:
         self._state = ()
-        self._prepared = {}
+        self._prepared, self._fused = {}, None
         self._last = ""
 
     # --- the product --------------------------------------------------------------------------------------------
@@ -97,16 +111,54 @@ class QuantizedLinear(nn.Module):
         """x [..., in_features] -> [..., out_features] in the dtype of x."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x has {x.shape[-1]} features, the layer takes {self.in_features}")
+        if torch.compiler.is_compiling():
+            fused = self._fused_for(x)
+            if fused is None:
+                outside: Tensor = self._outside_of_graphs(x)
+                return outside
+            return self._biased(fused.matmul(x.to(self.compute_dtype or x.dtype)).to(x.dtype))
         learned = [self.stored()[name] for name in self.trainable]
-        y: Tensor = _Product.apply(x, self, *learned)  # type: ignore[no-untyped-call]
+        y: Tensor = Product.apply(x, self, *learned)  # type: ignore[no-untyped-call]
+        return self._biased(y)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _outside_of_graphs(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def _biased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def with_update(self, x: Tensor, halves: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor | None:
+        """x W^T + inner [..., r] b [n, r]^T + bias in one product, (inner, b) = `halves(x)`; None where no path can."""
+        fused = self._fused_for(x) if TRITON.serves(x.device) else None
+        if fused is None:
+            return None
+        return self._biased(fused.adapted(x.to(self.compute_dtype or x.dtype), *halves(x)).to(x.dtype))
+
+    def _fused_for(self, x: Tensor) -> Fused | None:
+        """The weight as the arguments of the kernels that take an update and can be traced, where they take this x.
+
+        A compiled graph uses what was made ready when the weight came to the device or was loaded.
+        """
+        if self.trainable or self.engine not in ("auto", "triton") or (self.compute_dtype or x.dtype) not in DTYPES:
+            return None
+        if not torch.compiler.is_compiling():
+            self._refresh()
+            self._last = "triton" if isinstance(self._fused, Fused) else self._last
+        return self._fused if isinstance(self._fused, Fused) else None
+
+    def _on_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return self._fused is not None and dtype in DTYPES and TRITON.serves(device)
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T without a graph: [..., in_features] -> [..., out_features]."""
         self._refresh()
         flat = x.reshape(-1, self.in_features)
         dtype = self.compute_dtype or x.dtype
-        self._last = choose(self.engine, self._weight, dtype, x.device, flat.shape[0])
+        if self._on_kernels(x.device, dtype):
+            self._last = "triton"
+        else:
+            self._last = choose(self.engine, self._weight, dtype, x.device, flat.shape[0])
         y = self._ready(self._last, dtype).matmul(flat.to(dtype))
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
@@ -116,10 +168,12 @@ class QuantizedLinear(nn.Module):
         flat = dy.reshape(-1, self.out_features)
         dtype = self.compute_dtype or dy.dtype
         name = self.engine if self.engine in ("dense", "reference") else "tiled"
-        dx = self._ready(name, dtype).transposed(flat.to(dtype))
+        dx = self._ready("triton" if self._on_kernels(dy.device, dtype) else name, dtype).transposed(flat.to(dtype))
         return dx.to(dy.dtype).view(*dy.shape[:-1], self.in_features)
 
     def _ready(self, name: str, dtype: torch.dtype) -> Prepared:
+        if name == "triton" and self._fused is not None:
+            return self._fused
         name = "tiled" if name == "lut" else name  # one preparation serves both
         if (name, dtype) not in self._prepared:
             self._prepared[name, dtype] = ENGINES[name].prepare(self._weight, dtype)
@@ -134,7 +188,8 @@ class QuantizedLinear(nn.Module):
     @property
     def cache_nbytes(self) -> int:
         """Bytes kept beside the stored ones: repacked, decoded or dense copies that the engines made."""
-        return sum(p.nbytes for p in self._prepared.values())
+        made = [*self._prepared.values(), *([] if self._fused is None else [self._fused])]
+        return sum(p.nbytes for p in made)
 
     # --- being moved, cast, copied ------------------------------------------------------------------------------
 
@@ -147,10 +202,19 @@ class QuantizedLinear(nn.Module):
             return moved if t is self.bias or moved.dtype == t.dtype else t.to(moved.device)
 
         super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+        self._arrived()
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._arrived()
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_state": (), "_prepared": {}, "_last": "", "_weight": None}
+        return self.__dict__ | {"_state": (), "_prepared": {}, "_fused": None, "_last": "", "_weight": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._arrived()
 
     def extra_repr(self) -> str:
         weight = self.weight_qt
@@ -158,34 +222,6 @@ class QuantizedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"format={weight.format}, bits_per_weight={weight.bits_per_weight:.3f}, engine={self.engine}"
         )
-
-
-class _Product(torch.autograd.Function):
-    """x W^T, keeping no dense weight: the backward pass dequantizes again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear, *learned: Tensor) -> Tensor:
-        ctx.layer, ctx.learned = layer, learned
-        ctx.save_for_backward(x if any(t.requires_grad for t in learned) else None)
-        return layer.product(x)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        layer: QuantizedLinear = ctx.layer
-        dx = layer.transposed(dy) if ctx.needs_input_grad[0] else None
-        grads: list[Tensor | None] = [None] * len(ctx.learned)
-        wanted = [i for i, t in enumerate(ctx.learned) if ctx.needs_input_grad[2 + i]]
-        if wanted:
-            (x,) = ctx.saved_tensors
-            dw = dy.reshape(-1, layer.out_features).float().T @ x.reshape(-1, layer.in_features).float()
-            with torch.enable_grad():
-                copies = {layer.trainable[i]: ctx.learned[i].detach().requires_grad_() for i in wanted}
-                stored = {name: p.detach() for name, p in layer.stored().items()} | copies
-                w = from_config(layer.config, stored).decode()
-                found = torch.autograd.grad(w, list(copies.values()), dw)
-            for i, grad in zip(wanted, found, strict=True):
-                grads[i] = grad
-        return dx, None, *grads
 
 
 def _version(t: Tensor) -> int:

@@ -91,6 +91,16 @@ class LoRALayer(nn.Module):
         inner = nn.functional.dropout(x.to(a.dtype), self.config.dropout, self.training)
         return ((inner @ a.T) @ b.T * self.config.scaling).to(x.dtype)
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout acts now."""
+        return self.training and self.config.dropout > 0
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha / rank) * x A^T [..., r] and B [n, r], whose product is added to the base's; without dropout."""
+        a, b = self.factors()
+        return x.to(a.dtype) @ a.T * self.config.scaling, b
+
     def delta(self) -> Tensor:
         """What the adapter adds to the weight, [n, k] float32."""
         a, b = self.factors()
@@ -140,6 +150,11 @@ class LinearWithLoRA(nn.Module):
         return self._unmerged is not None
 
     def forward(self, x: Tensor) -> Tensor:
+        both = None
+        if isinstance(self.base, QuantizedLinear) and isinstance(self.lora, LoRALayer) and not self.lora.drops:
+            both = self.base.with_update(x, self.lora.halves)
+        if both is not None:
+            return both
         y: Tensor = self.base(x)
         return y if self.merged else y + self.lora(x)
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, norm, t
 
 __all__ = ["FEWEST", "paired_ratio", "paired_ratios", "stat"]
 
@@ -73,8 +73,9 @@ def _figure(value: float | None, low: float | None, high: float | None, n: int, 
 def _order_interval(x: Floats) -> tuple[float, float]:
     """Interpolate between the two symmetric pairs of order statistics whose coverage encloses `LEVEL`."""
     n, x = x.size, np.sort(x)
-    d = int(binom.ppf((1 - LEVEL) / 2, n, 0.5))
-    wide, narrow = 1 - 2 * binom.cdf(d - 1, n, 0.5), 1 - 2 * binom.cdf(d, n, 0.5)
+    tails = list(accumulate(math.comb(n, i) / 2**n for i in range(n + 1)))  # P(X <= d), X the number of heads
+    d = next(i for i, p in enumerate(tails) if p >= (1 - LEVEL) / 2)
+    wide, narrow = 1 - 2 * tails[d - 1], 1 - 2 * tails[d]
     share = (wide - LEVEL) / (wide - narrow)
     inner = (n - d) * share / (d + (n - 2 * d) * share)
     low = x[d - 1] + inner * (x[d] - x[d - 1])
@@ -83,6 +84,8 @@ def _order_interval(x: Floats) -> tuple[float, float]:
 
 
 def _bootstrap_interval(x: Floats, seed: int) -> tuple[float, float]:
+    from scipy.stats import norm, t  # here: medians are also taken on machines without it
+
     n = x.size
     rng = np.random.default_rng(seed)
     rows = max(1, BLOCK // n)

@@ -1,4 +1,5 @@
 """`python -m bench.reports readme RESULTS_DIR README.md [--check]`: fill the README's generated parts, or compare.
+`python -m bench.reports kernels DIR`: tables, plots and REPORT.md from the records of `make gpu`.
 
 Exit codes: 0 done or equal; 1 with `--check` when the README differs from the records; 2 for what cannot be read.
 """
@@ -21,8 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     readme.add_argument("results", type=Path, help="folder with records (*.jsonl) and plots")
     readme.add_argument("readme", type=Path, help="file with <!-- begin:NAME --> and <!-- end:NAME --> marks")
     readme.add_argument("--check", action="store_true", help="change nothing; exit 1 when the file would change")
+    kernels = commands.add_parser("kernels", help="tables and plots from the records of a GPU")
+    kernels.add_argument("folder", type=Path, help="folder with kernels.jsonl, training.jsonl or stages.jsonl")
     given = parser.parse_args(arguments)
     try:
+        if given.command == "kernels":
+            from bench.reports.kernels import write
+
+            print("\n".join(map(str, write(given.folder))))
+            return 0
         before = given.readme.read_text(encoding="utf-8")
         after = filled(before, load(given.results), given.results, given.readme)
     except (OSError, ValueError, UsageError) as error:

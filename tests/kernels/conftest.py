@@ -21,22 +21,36 @@ INTERPRETED: dict[str, Op] = {
 
 def guarded(t: Tensor) -> tuple[Tensor, Tensor]:
     """A copy of `t` of the same strides inside a buffer of NaN (255 for codes), and that buffer."""
-    fill = float("nan") if t.dtype.is_floating_point else 255
-    buffer = torch.full((t.numel() + 2 * GUARD,), fill, dtype=t.dtype, device=t.device)
+    buffer = torch.full((t.numel() + 2 * GUARD,), poison(t.dtype), dtype=t.dtype, device=t.device)
     inner = buffer.as_strided(t.shape, t.stride(), GUARD)
     inner.copy_(t)
     return inner, buffer
 
 
-def run_guarded(op: Op, arguments: Mapping[str, Any]) -> Tensor:
-    """The output of `op`, written over NaN; every tensor lies between guard zones, and the output's are checked."""
+def run_guarded(op: Op, arguments: Mapping[str, Any]) -> Any:
+    """The output of `op`, written over NaN; every tensor lies between guard zones, and the outputs' are checked.
+
+    Outputs are found among the arguments of the launches by where they lie; codes are written over 255.
+    """
     fenced = {name: guarded(value)[0] if isinstance(value, Tensor) else value for name, value in arguments.items()}
     out, launches = recorded(op.triton, fenced)
-    inner, buffer = guarded(torch.full_like(out, float("nan")))
+    outputs = (out,) if isinstance(out, Tensor) else out
+    fresh = {o.data_ptr(): guarded(torch.full_like(o, poison(o.dtype))) for o in outputs}
     for launch in launches:
-        own = launch.arguments["out_ptr"]
-        written = {**launch.arguments, "out_ptr": inner.view(own.shape)}
+        written = dict(launch.arguments)
+        for name, value in launch.arguments.items():
+            if isinstance(value, Tensor) and value.data_ptr() in fresh:
+                written[name] = fresh[value.data_ptr()][0].view(value.shape)
         dataclasses.replace(launch, arguments=written).run()
-    fences = torch.cat([buffer[:GUARD], buffer[GUARD + out.numel() :]])
-    assert fences.isnan().all(), f"{op.name} wrote outside its output"
-    return inner
+    for o in outputs:
+        buffer = fresh[o.data_ptr()][1]
+        fences = torch.cat([buffer[:GUARD], buffer[GUARD + o.numel() :]])
+        untouched = fences.isnan() if o.dtype.is_floating_point else fences == 255
+        assert untouched.all(), f"{op.name} wrote outside its output"
+    inner = tuple(fresh[o.data_ptr()][0] for o in outputs)
+    return inner[0] if isinstance(out, Tensor) else inner
+
+
+def poison(dtype: torch.dtype) -> float | int:
+    """What outputs hold before they are written."""
+    return float("nan") if dtype.is_floating_point else 255

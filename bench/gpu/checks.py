@@ -1,0 +1,155 @@
+"""The commands of the stages before the benchmark: tests, configurations, routes. Each leaves its records."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from bench.gpu.agreement import disagreements
+from bench.gpu.first import first_calls
+from bench.gpu.machine import device_record, installed, slug
+from bench.gpu.routing import bounds_of, find_routes
+from bench.gpu.store import STAGES, Sink, results_folder
+from bench.gpu.suite import Counts, processes, run_suite
+from bench.gpu.sweep import Budget
+from bench.gpu.timing import watch_for
+from bench.gpu.tuning import compile_all, compile_share, launches, seconds_of, tune
+from kernels.routes import remember
+from kernels.tuned import user_folder
+
+__all__ = [
+    "compile_command",
+    "first_call_command",
+    "folder_of",
+    "routes_command",
+    "said",
+    "tests_command",
+    "tuning_command",
+]
+
+COMPILE_S, FIRST_S = 45.0, 12.0
+SHOWN = 40
+
+
+def tests_command(given: argparse.Namespace) -> int:
+    """The GPU tests; without pytest each kernel against its reference, values alone. What came of them is a record."""
+    seconds = given.seconds or float("inf")
+    if installed("pytest")["pytest"]:
+        how, counts = "pytest -m gpu", run_suite(seconds)
+    else:
+        agreed, late, wrong = disagreements(given.device, Budget(seconds))
+        how = "each kernel against its reference; pytest is not installed"
+        counts = Counts(agreed, len(wrong), 0, late, tuple(wrong))
+    print("\n".join(counts.failures[:SHOWN]))
+    told = f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped, {counts.unreached} not reached"
+    print(f"{how}: {told}")
+    about = device_record(given.device)
+    head = {"kind": "tests", "key": f"{about['device_name']} / tests", "device": given.device, "how": how}
+    status = {"status": "ok" if counts.good else "failed", "reason": "" if counts.good else told}
+    sink_of(given)(head | status | counts.as_dict() | {"provenance": about})
+    return 0 if counts.good else 1
+
+
+def compile_command(given: argparse.Namespace) -> int:
+    """One process's share of what `tuning` compiles."""
+    i, n = (int(part) for part in given.shard.split("/"))
+    done = compile_share(given.device, i, n, Budget(given.seconds or float("inf")))
+    return 0 if done or n > 1 else 1
+
+
+def tuning_command(given: argparse.Namespace) -> int:
+    """The table of configurations, in QUANTBENCH_CONFIGURATIONS or the user's folder; then the first call with it."""
+    said(given.device)
+    needs_folder(given.device)
+    budget, about = Budget(given.seconds or float("inf")), device_record(given.device)
+    sink = sink_of(given)
+    watch, name = watch_for(given.device), about["device_name"]
+    tiny = given.device == "cpu"
+    if not tiny:
+        compile_all(given.device, processes(), min(budget.left / 2, COMPILE_S))
+        print(f"compiled; {budget.left:.0f} s are left")
+    kept = Budget(budget.left - (0 if tiny else FIRST_S))
+    timed = alike if tiny else seconds_of(watch)
+    wrong = tune(launches(given.device, tiny), timed, name, sink, kept, about)
+    print(f"{sum(r['status'] == 'ok' for r in sink.written)} entries, {wrong} failed; in {user_folder().name}/")
+    return 1 if first_call_apart(given) or wrong else 0
+
+
+def first_call_apart(given: argparse.Namespace) -> int:
+    """Exit code of `first-call` in a process of its own, for which nothing is compiled yet."""
+    command = [sys.executable, "-m", "bench.gpu", "first-call", "--device", given.device]
+    command += ["--out", str(given.out)] if given.out else []
+    with tempfile.TemporaryDirectory() as empty:
+        environment = {**os.environ, "TRITON_CACHE_DIR": empty}
+        try:
+            return subprocess.run(command, env=environment, timeout=4 * FIRST_S).returncode
+        except subprocess.TimeoutExpired:
+            print(f"the first call took more than {4 * FIRST_S:.0f} s")
+            return 1
+
+
+def alike(launch: Any, config: Any) -> float:
+    """In place of a time where there is no GPU: the first configuration is kept."""
+    return 1.0
+
+
+def needs_folder(device: str) -> None:
+    """Raise UsageError where a rehearsal would write to the tables that real runs read."""
+    if device == "cpu" and not os.environ.get("QUANTBENCH_CONFIGURATIONS"):
+        raise UsageError("on a CPU nothing is tuned: name a folder for the rehearsal in QUANTBENCH_CONFIGURATIONS")
+
+
+def first_call_command(given: argparse.Namespace) -> int:
+    """The first product of this process."""
+    first_calls(given.device, sink_of(given), device_record(given.device))
+    return 0
+
+
+def routes_command(given: argparse.Namespace) -> int:
+    """Bounds of the routes, written beside the configurations."""
+    said(given.device)
+    needs_folder(given.device)
+    about, sink, tiny = device_record(given.device), sink_of(given), given.device == "cpu"
+    name = about["device_name"]
+    budget = Budget(given.seconds or float("inf"))
+    found = bounds_of(find_routes(watch_for(given.device), sink, budget, about, tiny))
+    if not found:
+        print("no bounds: nothing could be timed")
+        return 1
+    file = remember(name, found)
+    head = {"kind": "bounds", "key": f"{name} / bounds", "device": given.device, "status": "ok", "reason": ""}
+    sink(head | {"bounds": {size: asdict(b) for size, b in found.items()}, "provenance": about})
+    print(f"{file.name}: " + ", ".join(f"{size}: dense from {b.dense} rows on" for size, b in found.items()))
+    return 1 if any(r["status"] != "ok" for r in sink.written) else 0
+
+
+def sink_of(given: argparse.Namespace) -> Sink:
+    """Where the records of a stage go."""
+    return Sink(folder_of(given), STAGES, given.device, lambda record: print(line_of(record), flush=True))
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """A record of a stage as a line for the log."""
+    figures = {"tuned": "config", "route": "product_over_dense", "first_call": "first_call_s", "bounds": "bounds"}
+    shown = record.get(figures.get(record["kind"], ""), "")
+    value = shown.get("value") if isinstance(shown, dict) and "value" in shown else shown
+    return " ".join(str(part) for part in (record["status"], record["key"], value, record["reason"]) if part != "")
+
+
+def folder_of(given: argparse.Namespace) -> Path | None:
+    """Where records go; figures of a CPU go nowhere unless a folder is named."""
+    out: Path | None = given.out
+    return results_folder(out, slug("cuda")) if given.device == "cuda" else out
+
+
+def said(device: str) -> None:
+    """Say aloud when the figures are a CPU's."""
+    if device == "cpu":
+        print("a CPU with tiny sizes: this proves the paths and shows nothing of the kernels")

@@ -1,0 +1,84 @@
+"""Rules that every kernel keeps, whatever the baseline says, and the exemptions from them, each with its reason.
+
+spills     no register is spilled
+shared     shared memory is within the chip's limit
+division   a quantizer has no inexact division: its codes are to be equal to the reference's bit for bit
+contract   and no multiply-add that rounds once, for the same reason
+matrix     a product of 16 and more rows uses the matrix unit, except in float32, which NVIDIA's cannot multiply exactly
+wide       a tensor that holds an eighth or more of a launch's bytes is read and written 16 bytes a lane; NVIDIA only,
+           since AMD's code does not tell tensors apart and its warps are twice as wide: the baseline alone watches them
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.static.figures import Figures
+from kernels.aot import TARGETS
+
+__all__ = ["EXEMPTIONS", "MATRIX", "QUANTIZERS", "Exemption", "broken", "broken_rules"]
+
+MATRIX = tuple(
+    f"*/{kernel}/*" for kernel in ("_small", "_matmul", "_grad", "_lora", "_sparse_small")
+)  # they promise it
+QUANTIZERS = ("*_quantize/*", "w8a8_matmul/_round/*")
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """A rule that cases matching `pattern` need not keep; `wide load codes_ptr` names the access that is excused."""
+
+    rule: str
+    pattern: str
+    reason: str
+
+
+COPIED = "the compiler for sm_90 copies what goes straight into matrix operands 4 bytes a lane, in whole sectors still"
+PLACED = "each kept value lies where the bits before it say: they are gathered one by one"
+EXEMPTIONS = (
+    Exemption("wide load codes_ptr", "*-w3/*", "3-bit codes lie across words: their bytes are gathered one by one"),
+    Exemption(
+        "wide load codes_ptr",
+        "*_dequantize/*",
+        "decoding is bound by its stores: a lane reads the codes of the 16-byte words that it writes",
+    ),
+    Exemption("wide load codes_ptr", "affine_matmul/_small/*", COPIED),
+    Exemption("wide load codes_ptr", "codebook_matmul/_small/*-rows/*", COPIED),
+    Exemption("wide load values_ptr", "bitmask_matmul/_sparse_gemv/*", PLACED),
+    Exemption(
+        "wide store codes_ptr",
+        "*_quantize/*",
+        "packing leaves a byte of codes a lane, a third or less of what is moved",
+    ),
+    Exemption("contract", "w8a8_matmul/_round/*", "its one multiply-add is by zero, which is exact in either way"),
+)
+
+
+def broken(case: str, target: str, figures: Figures) -> Iterator[str]:
+    """Sentences, one for each rule that this case breaks on this target without being exempt."""
+    for rule, sentence in broken_rules(case, target, figures):
+        if not any(rule == e.rule and fnmatch.fnmatchcase(case, e.pattern) for e in EXEMPTIONS):
+            yield sentence
+
+
+def broken_rules(case: str, target: str, figures: Figures) -> Iterator[tuple[str, str]]:
+    """Every rule that is broken, exempt or not, and a sentence that says how."""
+    limit = TARGETS[target].shared_limit
+    if figures["spills"]:
+        yield "spills", f"{figures['spills']} spills: use smaller tiles or more warps"
+    if figures["shared"] > limit:
+        yield "shared", f"shared memory {figures['shared']} exceeds {limit} bytes: use smaller tiles or fewer stages"
+    if any(fnmatch.fnmatchcase(case, pattern) for pattern in QUANTIZERS):
+        if figures["inexact_divisions"]:
+            yield "division", f"{figures['inexact_divisions']} inexact divisions in a quantizer: use tl.div_rn"
+        if figures["fused"]:
+            yield "contract", f"{figures['fused']} fused multiply-adds in a quantizer: use enable_fp_fusion=False"
+    exact = "-fp32" in case and TARGETS[target].gpu.backend == "cuda"
+    if any(fnmatch.fnmatchcase(case, pattern) for pattern in MATRIX) and not figures["matrix"] and not exact:
+        yield "matrix", "no matrix instructions in a product"
+    if TARGETS[target].gpu.backend == "cuda":
+        for access, bits in figures["widths"].items():
+            if access.split()[1] in figures["large"] and bits < 128:
+                yield f"wide {access}", f"{access} of {bits // 8} bytes a lane instead of 16"

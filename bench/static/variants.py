@@ -1,0 +1,69 @@
+"""Arguments that an operation also takes, made from its typical ones, so that all paths of its kernels are compiled.
+
+A product or decoder of packed codes: codes of 3 and of 8 bits, zeros, nested scales, a table of levels to a row.
+A quantizer: codes of 3 and of 8 bits, one group a row, one group the whole tensor, both kinds of zeros. A product with
+2:4 weights: kept weights of 4 bits.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.nested import NestedScale
+from kernels.op import Op
+from kernels.packing import packed_bytes
+
+__all__ = ["variants"]
+
+WIDTHS = (3, 8)  # bits: one that no byte is a multiple of, and the widest
+GROUP = 64
+NEST = 256  # scales that share an entry
+
+
+def variants(op: Op, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Names and arguments; none for an operation of one form."""
+    if op.name == "two_of_four_matmul":
+        n, kept = arguments["values"].shape
+        codes = torch.zeros(n, packed_bytes(kept, 4), dtype=torch.uint8)
+        steps = torch.ones(n, kept // GROUP, dtype=torch.float16)
+        yield "w4", {**arguments, "values": codes, "scale": steps, "group": GROUP}
+    if "bits" not in arguments or not op.name.startswith(("affine_", "codebook_")):
+        return
+    for bits in WIDTHS:
+        yield f"w{bits}", _of_width(arguments, bits)
+    if "weight" in arguments:
+        yield "channel", {**arguments, "group": "channel"}
+        yield "tensor", {**arguments, "group": "tensor"}
+        for zero in ("integer", "float") if "zero" in arguments else ():
+            yield zero, {**arguments, "zero": zero}
+    scale = arguments.get("scale")
+    if "zero" in arguments and isinstance(scale, Tensor):
+        yield "zero", {**arguments, "zero": torch.ones_like(scale)}
+    if isinstance(scale, Tensor) and NestedScale in typing.get_args(typing.get_type_hints(op.reference)["scale"]):
+        yield "nested", {**arguments, "scale": _nested(scale)}
+    if "rows" in arguments:
+        levels = arguments["levels"]
+        yield "rows", {**arguments, "rows": 1, "levels": levels.expand(len(arguments["codes"]), -1).contiguous()}
+
+
+def _of_width(arguments: Mapping[str, Any], bits: int) -> Mapping[str, Any]:
+    """The same with codes, if there are any, and levels for `bits` bits; their values do not matter here."""
+    changed = {**arguments, "bits": bits}
+    if "codes" in arguments:
+        n, row = arguments["codes"].shape
+        k = row * 8 // arguments["bits"]
+        changed["codes"] = torch.zeros(n, packed_bytes(k, bits), dtype=torch.uint8)
+    if "levels" in arguments:
+        levels = torch.linspace(-1, 1, 1 << bits, dtype=arguments["levels"].dtype)
+        changed["levels"] = levels.expand(*arguments["levels"].shape[:-1], -1).contiguous()
+    return changed
+
+
+def _nested(scale: Tensor) -> NestedScale:
+    codes = torch.zeros(scale.shape, dtype=torch.uint8)
+    return NestedScale(codes, torch.zeros(256), torch.zeros(-(-codes.numel() // NEST)), torch.zeros(1), NEST)

@@ -1,0 +1,77 @@
+"""Quantized layers and models on a GPU: product, gradient, training of an adapter, compiled models, memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quant import METHODS, LoRAConfig, QuantizedLinear, add_lora, lora_parameters, quantize_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+NAMES = ("nf4-g64", "nf4-g64-dq", "uniform-int4-g64", "prune-2of4", "prune-2of4-int4-g64", "prune-50")
+BOUND = {torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("m", [1, 17, 400])
+@pytest.mark.parametrize("name", NAMES)
+def test_product_and_gradient_are_those_of_the_decoded_weight(name: str, m: int, dtype: torch.dtype) -> None:
+    weight = METHODS[name].quantize(torch.randn(320, 512))
+    layer = QuantizedLinear(weight, torch.randn(320)).to("cuda")
+    x = torch.randn(m, 512, device="cuda").to(dtype).requires_grad_()
+    dy = torch.randn(m, 320, device="cuda").to(dtype)
+    y = layer(x)
+    y.backward(dy)
+    w = weight.decode().double().cuda()
+    assert layer.engine_name == "triton"
+    assert layer.bias is not None
+    assert x.grad is not None
+    assert relative(y.detach(), x.detach().double() @ w.T + layer.bias.detach().double()) < BOUND[dtype]
+    assert relative(x.grad, dy.double() @ w) < BOUND[dtype]
+
+
+def trained(how: str) -> list[float]:
+    """Losses of a few steps of an adapter over NF4, in bfloat16."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).to("cuda", torch.bfloat16)
+    engine = "reference" if how == "reference" else "auto"
+    model = add_lora(quantize_model(plain, METHODS["nf4-g64-dq"], engine=engine), LoRAConfig(rank=8, seed=0))
+    run = torch.compile(model, fullgraph=True) if how == "compiled" else model
+    optimizer = torch.optim.AdamW(list(lora_parameters(model)), lr=1e-2)
+    draw = torch.Generator().manual_seed(1)
+    x, target = (torch.randn(48, 256, generator=draw).cuda().bfloat16() for _ in range(2))
+    losses = []
+    for _ in range(12):
+        loss = (run(x) - target).float().square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("how", ["fused", "compiled"])
+def test_an_adapter_learns_over_the_kernels_as_over_the_decoded_weight(how: str) -> None:
+    torch._dynamo.reset()
+    found, want = trained(how), trained("reference")
+    assert found[-1] < 0.9 * found[0]
+    assert relative(torch.tensor(found), torch.tensor(want)) < 0.02
+
+
+def test_a_layer_on_a_gpu_keeps_no_dense_copy() -> None:
+    layer = QuantizedLinear(METHODS["nf4-g64-dq"].quantize(torch.randn(2048, 2048)), None).to("cuda")
+    x = torch.randn(512, 2048, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    layer(x).sum().backward()
+    x.grad = None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    y = layer(x)
+    kept = torch.cuda.memory_allocated() - before - y.nbytes
+    assert kept < 2048 * 2048 // 8
+    assert layer.cache_nbytes < 2048 * 2048 // 8
