@@ -51,11 +51,11 @@ class Protocol:
 
     # classification
     batch: int = 16
-    sentence_train: int = 800
+    sentence_train: int = 704
     sentence_test: int = 256
     sentence_tokens: int = 48
     sentence_epochs: int = 1
-    document_train: int = 768
+    document_train: int = 512
     document_test: int = 128
     document_tokens: int = 128
     document_epochs: int = 1
