@@ -47,7 +47,7 @@ def small(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
         "PTX": in_ptx,
         "UPCAST": SMALL.interpreted,
     }
-    kernel = SINGLE if x.dtype == torch.float32 else SMALL
+    kernel = SINGLE if x.dtype == torch.float32 else TABLES if weight["ROWS"] else SMALL
     Launch(kernel, grid, {**batch, **weight, **fixed}).run()
     if splits > 1:
         add_up(part, out)
@@ -179,4 +179,5 @@ def _variants(*settings: tuple[int, int, int]) -> Kernel:
 
 
 SMALL = _variants((128, 4, 4), (128, 4, 3), (64, 4, 4), (128, 8, 4))
+TABLES = _variants((128, 4, 3), (64, 4, 3))  # tables by rows: a fourth stage exceeds the shared memory of gfx942
 SINGLE = _variants((64, 4, 3), (128, 8, 3))  # float32, without the matrix unit: larger tiles spill

@@ -72,14 +72,11 @@ def cases(op: Op) -> Iterator[Case]:
     for batch, form, arguments in _inputs(op):
         for launch in recorded(op.triton, arguments)[1]:
             kernel = launch.kernel
-            new, main = kernel not in seen, form == MAIN and batch != 1
-            if (
-                form != MAIN
-                and (kernel.fn, form, batch) not in seen
-                and any((kernel.fn, form, b) in seen for b in BATCHES)
-            ):
+            before = [(kernel, form, other) in seen for other in BATCHES if other != batch]
+            if form != MAIN and any(before):
                 continue
-            seen |= {kernel.fn, (kernel.fn, form, batch)}
+            new, main = kernel not in seen, form == MAIN and batch != 1
+            seen |= {kernel, (kernel, form, batch)}
             for position, config in enumerate(kernel.configs if new else kernel.configs[:1]):
                 key = code_key(launch, config)
                 if key not in codes:

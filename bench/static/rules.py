@@ -35,7 +35,11 @@ class Exemption:
     reason: str
 
 
-COPIED = "the compiler for sm_90 copies what goes straight into matrix operands 4 bytes a lane, in whole sectors still"
+COPIED = (
+    "the compiler for sm_90 copies what goes straight into matrix operands in 4 or 8 bytes a lane, sectors whole still"
+)
+EIGHT = "eight warps share the 2048 bytes of codes of a step: 8 a lane are all there are"
+PAIRED = "codes and places of four weights are read into the thread that puts them together: 4 and 2 bytes a lane"
 PLACED = "each kept value lies where the bits before it say: they are gathered one by one"
 EXEMPTIONS = (
     Exemption("wide load codes_ptr", "*-w3/*", "3-bit codes lie across words: their bytes are gathered one by one"),
@@ -46,6 +50,14 @@ EXEMPTIONS = (
     ),
     Exemption("wide load codes_ptr", "affine_matmul/_small/*", COPIED),
     Exemption("wide load codes_ptr", "codebook_matmul/_small/*-rows/*", COPIED),
+    Exemption(
+        "wide load codes_ptr", "*-fp32/*", "float32 is bound by its multiplications, and wider tiles would spill"
+    ),
+    Exemption("wide load codes_ptr", "affine_lora/_lora/*", COPIED),
+    Exemption("wide load codes_ptr", "affine_grad/_grad/*-w8/*", COPIED),
+    Exemption("wide load codes_ptr", "codebook_lora/_lora/*/c2", EIGHT),
+    Exemption("wide load values_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
+    Exemption("wide load indices_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
     Exemption("wide load values_ptr", "bitmask_matmul/_sparse_gemv/*", PLACED),
     Exemption(
         "wide store codes_ptr",
