@@ -1,9 +1,10 @@
 """What is compiled: every kernel of every operation in every configuration, for typical aligned arguments.
 
 The launches are recorded from the operation itself, so the gate sees what its dispatcher would run. All targets see
-all configurations of a kernel for the first arguments that launch it, and its first configuration for 16 and 64 rows.
-What else changes the code (a single row, other dtypes, the formats of `bench.static.variants`) is compiled in the
-first configuration for one target of each maker. Launches that compile to the same code are compiled once.
+all configurations of a kernel for the first arguments that launch it; of uniform grids, which share their kernels with
+codebooks, the first. What else changes the code (further configurations of those, other numbers of rows, the formats of
+`bench.static.variants`) is compiled for one target of each maker, and other dtypes for one target. Launches that
+compile to the same code are compiled once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ N, K = 4096, 4096  # rows and columns of the weight
 BATCHES = (16, 64, 1)
 MAIN = "bf16"
 FEW = ("sm_90", "gfx942")
+ONE = {"fp16": ("sm_90",), "fp32": ("sm_80",)}
+SECOND = "affine_"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +78,22 @@ def cases(op: Op) -> Iterator[Case]:
             before = [(kernel, form, other) in seen for other in BATCHES if other != batch]
             if form != MAIN and any(before):
                 continue
-            new, main = kernel not in seen, form == MAIN and batch != 1
+            new = kernel not in seen
             seen |= {kernel, (kernel, form, batch)}
             for position, config in enumerate(kernel.configs if new else kernel.configs[:1]):
                 key = code_key(launch, config)
                 if key not in codes:
                     codes.add(key)
-                    case = Case(op.name, launch, f"m{batch}-{form}", position, tuple(TARGETS) if main or new else FEW)
+                    case = Case(op.name, launch, f"m{batch}-{form}", position, _targets(op, form, position, new))
                     names[case.name] += 1
                     again = f"{case.arguments}-{names[case.name]}"  # a kernel that is launched twice
                     yield case if names[case.name] == 1 else replace(case, arguments=again)
+
+
+def _targets(op: Op, form: str, position: int, new: bool) -> tuple[str, ...]:
+    if new and not (position and op.name.startswith(SECOND)):
+        return tuple(TARGETS)
+    return ONE.get(form, FEW)
 
 
 def _inputs(op: Op) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
