@@ -171,7 +171,7 @@ def test_both_ways_are_timed_and_recorded() -> None:
     record = sink.written[0]
     assert record["status"] == "ok"
     assert record["product_over_dense"]["value"] == found["small"][2][0]
-    assert record["product_s"]["n"] == record["dense_s"]["n"] == 9
+    assert record["product_s"]["n"] == record["dense_s"]["n"] >= 3  # as many rounds as fit
     assert find_routes(CpuWatch(), sink, Budget(0.0), {"device_name": "toy"}, tiny=True) == {}
 
 
