@@ -19,7 +19,7 @@ __all__ = ["Listing", "amd", "amd_rounding", "amd_widths", "executed", "nvidia"]
 SASS = (
     r"/\*([0-9a-f]{4,})\*/",
     r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+,?\s+)?([A-Z][A-Z0-9_.]*)",
-    r"\bBRA\b.*\b0x([0-9a-f]+)\s*;",
+    r"\bBRA\b[^;]*?\b0x([0-9a-f]+)\b",
 )
 GCN = (r"^\.(LBB\d+_\d+):", r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_\w+)", r"\bs_c?branch\w*\s+\.(LBB\d+_\d+)")
 IDLE = ("NOP", "s_nop")
@@ -118,11 +118,16 @@ def executed(listing: Listing, loops: Sequence[Loop]) -> Mapping[str, float]:
 
 
 def _nested(loops: Sequence[tuple[int, int]]) -> list[_Body]:
+    """Loops inside loops; of two that overlap the code was moved about, and they are one."""
     top: list[_Body] = []
     open_: list[_Body] = []
     for first, last in loops:
-        while open_ and open_[-1].last < last:
+        while open_ and open_[-1].last < first:
             open_.pop()
+        if open_ and open_[-1].last < last:
+            for body in open_:
+                body.last = max(body.last, last)
+            continue
         body = _Body(first, last)
         (open_[-1].inner if open_ else top).append(body)
         open_.append(body)

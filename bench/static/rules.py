@@ -58,7 +58,7 @@ EXEMPTIONS = (
     Exemption("wide load codes_ptr", "codebook_lora/_lora/*/c2", EIGHT),
     Exemption("wide load values_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
     Exemption("wide load indices_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
-    Exemption("wide load values_ptr", "bitmask_matmul/_sparse_gemv/*", PLACED),
+    Exemption("wide load values_ptr", "bitmask_matmul/*", PLACED),
     Exemption(
         "wide store codes_ptr",
         "*_quantize/*",

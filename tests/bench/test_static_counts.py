@@ -26,7 +26,7 @@ SASS = """
         /*1010*/              @!P0 LDG.E.64 R2, desc[UR4][R2.64] ;
         /*1020*/                   FFMA R4, R2, R3, R4 ;
         /*1030*/                   NOP ;
-        /*1040*/               @P1 BRA 0x1020 ;
+        /*1040*/               @P1 BRA 0x1020          &req={3}         ?trans6;
         /*1050*/          @!UP0 BRA.U UP0, 0x1010 ;
         /*1060*/               @P2 BRA 0x1080 ;
         /*1070*/                   STG.E.128 desc[UR4][R6.64], R8 ;
@@ -102,6 +102,12 @@ def test_of_two_loops_the_longer_is_that_of_the_source() -> None:
     ran = listing.executed(listing.nvidia(wait + SASS), [Loop(10)])
     assert ran["SYNCS"] == 1
     assert ran["LDG.E.64"] == 10
+
+
+def test_loops_that_overlap_are_one() -> None:
+    moved = listing.Listing(("A", "B", "C", "D", "E", "F"), ((0, 5), (1, 3), (2, 4)))
+    ran = listing.executed(moved, [Loop(10, (Loop(3),))])
+    assert ran == {"A": 10, "B": 30, "C": 30, "D": 30, "E": 30, "F": 10}
 
 
 def test_amd_loops_and_widths() -> None:
