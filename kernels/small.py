@@ -5,7 +5,9 @@
 A scale that covers a whole step is applied after the partial product, in float32, so that rounding to a half precision
 touches the levels alone, and codes of a uniform grid are exact; a scale of the whole row is applied at the end.
 The columns are shared out among `splits` programs whose partial results are added up in their order. Splits and
-BLOCK_K follow from the weight and the dtype alone: row i of y does not depend on how many rows x has.
+BLOCK_K follow from the weight and the dtype alone: row i of y does not depend on how many rows x has. With a zero point
+the sum of x is taken in the order of the compiled layout, and row i agrees to rounding where another block of rows or
+configuration has another one.
 Sources: Frantar et al. 2024 (MARLIN), arXiv 2408.11743; split sums: Hoque et al. 2024, arXiv 2402.00025.
 """
 

@@ -30,7 +30,17 @@ __all__ = ["COMMANDS", "stages_of"]
 
 TOTAL_S = 450.0
 NEEDED = ("numpy", "transformers", "triton")
-OPTIONAL = ("pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "pandas", "tabulate", "seaborn", "peft")
+OPTIONAL = (
+    "pytest",
+    "pytest-timeout",
+    "pytest-benchmark",
+    "hypothesis",
+    "scipy",
+    "pandas",
+    "tabulate",
+    "seaborn",
+    "peft",
+)
 
 
 def all_command(given: argparse.Namespace) -> int:

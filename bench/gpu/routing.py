@@ -47,7 +47,7 @@ def bound(ratios: Mapping[int, float]) -> int:
     2048
     """
     rows = sorted(ratios)
-    found = 2 * rows[-1]
+    found = max(2 * rows[-1], DEFAULT.dense)  # rows that were not timed decide nothing below the default
     for m in reversed(rows):
         if ratios[m] <= 1:
             break
@@ -82,10 +82,11 @@ def find_routes(watch: Watch, sink: Sink, budget: Budget, about: Mapping[str, An
             except Exception as error:
                 sink(head | {"status": "failed", "reason": one_line(error)})
                 continue
-            times = {way: one.graph or one.eager for way, one in samples.items()}
+            kind = "graph" if all(one.graph for one in samples.values()) else "eager"
+            times = {way: getattr(one, kind) for way, one in samples.items()}
             ratio = paired_ratio(times["product"], times["dense"])
             found.setdefault(size_class(shape.n, shape.k), {}).setdefault(m, []).append(ratio["value"])
-            head |= {"status": "ok", "reason": "", "time_kind": "graph" if samples["dense"].graph else "eager"}
+            head |= {"status": "ok", "reason": "", "time_kind": kind}
             sink(head | {f"{way}_s": stat(spent) for way, spent in times.items()} | {"product_over_dense": ratio})
     return found
 

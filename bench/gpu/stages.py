@@ -23,7 +23,7 @@ __all__ = ["LOST_BY", "Outcome", "Stage", "plan_seconds", "run_stages", "table"]
 
 LOST = 75
 RESTARTS = 3
-GRACE_S = 5.0
+GRACE_S = 8.0
 LOST_BY = re.compile(r"^the device was lost: ([^,]+),")
 
 

@@ -63,6 +63,7 @@ def command_of(files: Sequence[str], have: Mapping[str, str | None]) -> list[str
     """
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     command += ["-o", "filterwarnings=default", "-p", "bench.gpu.shard", "--tb=short", "--no-header"]
+    command += ["--continue-on-collection-errors"]
     return [*command, *(["--benchmark-disable"] if have.get("pytest-benchmark") else []), *files]
 
 

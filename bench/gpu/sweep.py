@@ -109,10 +109,10 @@ class Sweep:
             heads[name] |= {"implementation": one.implementation(), "clocks": clocks}
             heads[name] |= self.figures(one, samples[name], base)
         ready.clear()
-        if self.watch.device == "cuda":
-            torch.cuda.empty_cache()  # graphs keep their own pools
         for record in heads.values():
             self.emit(record | {"wall_s": time.monotonic() - begin})
+        if self.watch.device == "cuda":
+            torch.cuda.empty_cache()  # graphs keep their own pools
         return list(heads.values())
 
     def timed(self, block: Block, ready: dict[str, Ready], heads: Mapping[str, Record]) -> dict[str, Samples]:

@@ -109,6 +109,8 @@ class CudaWatch(Watch):
     def replay(self, calls: Calls) -> Callable[[], float] | str:
         once = min(self.once(calls[0])[0] for _ in range(2))
         n = len(calls) * max(1, round(min(GRAPH_CALLS, REPLAY_S / max(once, 1e-9)) / len(calls)))
+        if reason := _waits(calls[0]):
+            return f"cannot be captured: {reason}"
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -129,6 +131,22 @@ class CudaWatch(Watch):
             return float(begin.elapsed_time(end)) / 1e3 / n
 
         return seconds
+
+
+def _waits(call: Callable[[], Any]) -> str:
+    """Why a call that waits for the device cannot be captured, else nothing.
+
+    Found out before: a capture that fails can leave torch's allocator believing that it is still under way.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        return one_line(error)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return ""
 
 
 def watch_for(device: str) -> Watch:

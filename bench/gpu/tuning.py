@@ -125,7 +125,8 @@ def pinned(launch: Launch, config: Any) -> Launch:
 def compile_share(device: str, i: int, n: int, budget: Budget) -> int:
     """Launch the configurations whose number is i modulo n once each; how many there were. A failure is left to `tune`.
 
-    The compiled code depends on the format and hardly on the shape: those of the first shape are enough.
+    Those of the first shape alone: the compiled code depends on the format first, and on the shape where its sizes are
+    divided otherwise; what another shape still needs is compiled when it is timed.
     """
     done = 0
     first = SHAPES[0]

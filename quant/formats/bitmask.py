@@ -29,7 +29,7 @@ class BitMask(QuantizedTensor, format="bitmask"):
 
     def __post_init__(self) -> None:
         check_codes(self.mask, self.shape, 1)
-        kept = int(_bytes()[0].to(self.mask.device)[self.mask.int()].sum())
+        kept = int(_bytes_on(self.mask.device)[0][self.mask.int()].sum())
         given = (1, 0) if self.values is None else self.values.shape
         if given != (1, kept):
             raise ValueError(f"the mask keeps {kept} weights, values are {list(given)} instead of {[1, kept]}")
@@ -44,7 +44,7 @@ class BitMask(QuantizedTensor, format="bitmask"):
         if self.values is None:
             return torch.zeros(n, k, dtype=torch.float32, device=self.mask.device)
         values = self.values.decode().flatten()
-        count, place, kept = (table.to(self.mask.device) for table in _bytes())
+        count, place, kept = _bytes_on(self.mask.device)
         mask = self.mask.flatten().int()
         counts = count.index_select(0, mask)
         before = counts.cumsum(0, dtype=torch.int32 if values.numel() < 2**31 - 8 else torch.int64) - counts
@@ -62,3 +62,10 @@ def _bytes() -> tuple[Tensor, Tensor, Tensor]:
     lanes = (bits.cumsum(1) * bits, -bits)
     place, kept = (t.to(torch.int8).contiguous().view(torch.int64).flatten() for t in lanes)
     return bits.sum(1).int(), place, kept
+
+
+@lru_cache
+def _bytes_on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`_bytes` on `device`, brought there once: a copy from the host cannot be part of a CUDA graph."""
+    count, place, kept = (table.to(device) for table in _bytes())
+    return count, place, kept

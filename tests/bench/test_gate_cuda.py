@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("scipy", reason="the verdict of the gate needs scipy")
+
 from bench.gate import cuda_cases as module
 from bench.gate.cases import Case, Missing, Ready
 from bench.gate.clocks import HeldClock

@@ -130,8 +130,9 @@ def test_processes_share_out_what_is_compiled(monkeypatch: pytest.MonkeyPatch, w
         ({16: 2.0, 32: 2.0}, 16),
         ({16: 0.5, 32: 0.9, 64: 1.1, 128: 3.0}, 64),
         ({16: 0.5, 32: 1.2, 64: 0.9, 128: 1.1}, 128),
-        ({16: 0.5, 32: 0.9}, 64),
-        ({16: 1.0}, 32),
+        ({16: 0.5, 32: 0.9}, DEFAULT.dense),  # what was not timed is not moved below the default
+        ({16: 1.0}, DEFAULT.dense),
+        ({16: 0.5, 1024: 0.9}, 2048),
     ],
 )
 def test_the_bound_is_from_where_on_it_always_pays(ratios: dict[int, float], expected: int) -> None:
