@@ -87,7 +87,7 @@ def test_a_device_that_stays_lost_is_given_up() -> None:
 def test_the_stage_is_told_its_seconds_and_the_environment() -> None:
     code = "import os, sys; print(os.environ['ROOM'], sys.argv[1])"
     told = Stage("s", (PY, "-c", code, "{seconds}"), 30)
-    assert run_stage(told, 25.0, io.StringIO(), {"ROOM": "here"}).note == "here 20"
+    assert run_stage(told, 25.0, io.StringIO(), {"ROOM": "here"}).note == "here 17"
 
 
 def test_an_outcome_is_a_record() -> None:
