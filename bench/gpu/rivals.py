@@ -30,18 +30,18 @@ class Rival(Subject):
     """A library that may be absent."""
 
     level = "rival"
-    library = ""
+    package = ""
 
     def lacks(self, device: str) -> str:
         if device != "cuda":
             return "rivals are timed on a GPU"
-        return "" if not self.library or installed(self.library)[self.library] else f"{self.library} is not installed"
+        return "" if not self.package or installed(self.package)[self.package] else f"{self.package} is not installed"
 
 
 class Bitsandbytes(Rival):
     """`matmul_4bit`, `dequantize_4bit` and `quantize_4bit`."""
 
-    library = "bitsandbytes"
+    package = "bitsandbytes"
 
     def __init__(self, nested: bool) -> None:
         self.nested = nested
@@ -79,8 +79,8 @@ class Bitsandbytes(Rival):
 class Linear(Rival):
     """A layer that `build` makes of the dense weight."""
 
-    def __init__(self, name: str, library: str, method: str, build: Callable[[Tensor], Callable[..., Any]]) -> None:
-        self.name, self.library, self.method, self.build = name, library, method, build
+    def __init__(self, name: str, package: str, method: str, build: Callable[[Tensor], Callable[..., Any]]) -> None:
+        self.name, self.package, self.method, self.build = name, package, method, build
 
     def takes(self, block: Block) -> bool:
         return block.operation == "matmul"

@@ -13,6 +13,7 @@ and `eager` is the thread's CPU time.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,7 @@ class Samples:
     graph_reason: str = ""
 
 
-class Watch:
+class Watch(ABC):
     """How calls are timed on one device."""
 
     device: str
@@ -59,13 +60,13 @@ class Watch:
         """How many copies of the inputs of a call that moves `moved_bytes` it takes to keep the cache cold."""
         return max(1, min(MOST_COPIES, -(-COPY_BYTES * self.cache_bytes // max(moved_bytes, 1))))
 
+    @abstractmethod
     def once(self, call: Callable[[], Any]) -> tuple[float, float]:
         """(seconds on the device, seconds of the host) of one call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def replay(self, calls: Calls) -> Callable[[], float] | str:
         """A function that runs all of `calls` and returns the seconds of one, or why there is none."""
-        raise NotImplementedError
 
 
 class CpuWatch(Watch):

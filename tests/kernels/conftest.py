@@ -6,12 +6,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+import triton
 from torch import Tensor
 
 from kernels.op import Op, interpreted
 from kernels.tuning import recorded
 
+LOOPS = [  # of tests that interpret kernels with loops
+    pytest.mark.skipif(
+        triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+        reason="the interpreter of triton 3.6 cannot run a loop under numpy 2.4 or later",
+    ),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+]
 GUARD = 64  # elements before and after a tensor; a multiple of 16 bytes in every dtype
 
 INTERPRETED: dict[str, Op] = {

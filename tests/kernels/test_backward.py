@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import triton
@@ -16,15 +15,9 @@ from kernels.aot import TARGETS, compile_launch
 from kernels.op import Example, Op, interpreted, operations, relative_error
 from kernels.packing import pack
 from kernels.tuning import recorded
-from tests.kernels.conftest import run_guarded
+from tests.kernels.conftest import LOOPS, run_guarded
 
-pytestmark = [
-    pytest.mark.skipif(
-        triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
-        reason="the interpreter of triton 3.6 cannot run a loop under numpy 2.4 or later",
-    ),
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-]
+pytestmark = LOOPS
 GRADS: dict[str, Op] = {op.name: op for op in interpreted("kernels.backward").OPERATIONS}
 DTYPES = (torch.float32, torch.float16)  # the interpreter multiplies bfloat16 as integers
 EXAMPLES = [(name, e.label) for name, op in GRADS.items() for e in op.examples(torch.float32, "cpu")]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton
 from torch import Tensor
 
 from kernels.gemv import PROGRAMS, piece, shares
@@ -16,15 +15,9 @@ from kernels.nested import NestedScale
 from kernels.op import Op, interpreted
 from kernels.packing import pack
 from kernels.tuning import recorded
-from tests.kernels.conftest import INTERPRETED, run_guarded
+from tests.kernels.conftest import INTERPRETED, LOOPS, run_guarded
 
-pytestmark = [
-    pytest.mark.skipif(
-        triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
-        reason="the interpreter of triton 3.6 cannot run a loop under numpy 2.4 or later",
-    ),
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-]
+pytestmark = LOOPS
 PRODUCTS = ("affine_matmul", "codebook_matmul")
 W8A8: Op = next(iter(interpreted("kernels.w8a8").OPERATIONS))
 SIZES = (1, 3, 17, 63, 64, 65, 127, 1000, 4097)
