@@ -1,40 +1,122 @@
-"""A plugin of pytest: one of several processes that share the tests out, each outcome noted as it comes.
+"""A plugin of pytest: one of several processes that take tests from one list, each outcome noted as it comes.
 
-`SHARD` in the environment is "i/n", `SHARD_FILE` the file that takes a line of JSON for each outcome. Test number j
-goes to process j modulo n, so that the examples of one kernel are spread over all of them.
+Every process collects the same list, the most telling tests first, and runs the next one that no other has taken: a
+test that takes long holds up no other. `SHARD_TAKEN` in the environment is the folder where they mark what is taken,
+`SHARD_NOTES` the file that takes a line of JSON for each test begun and each outcome, `SHARD` this process's name.
+Tests marked `alone` time something, so they are left out, or with `SHARD_ALONE=1` are all that is run. After a test
+that took the device away the process ends with `LOST`: nothing that it would still say could be trusted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
-__all__ = ["note", "pytest_collection_modifyitems", "pytest_runtest_logreport"]
+from bench.gpu.suite import COLLECTED, LOST
+
+__all__ = ["pytest_collection_modifyitems", "pytest_runtestloop", "urgency"]
+
+OTHER_DTYPES = re.compile(r"(?<!b)float16|float32")
+LATER = re.compile(r"(?<!de)quantize|tests/bench/")
+LONG = re.compile(r"compiled|every_configuration")
+FAILED_CHARACTERS = 4000
+
+
+def urgency(test: str) -> tuple[bool, bool, bool]:
+    """What tests are ordered by: bfloat16 or no dtype first, products before quantizers, what takes long first."""
+    return bool(OTHER_DTYPES.search(test)), bool(LATER.search(test)), not LONG.search(test)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: times something on the device, so nothing else may run there")
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep this process's share of what the other options have left."""
-    i, n = (int(part) for part in os.environ["SHARD"].split("/"))
-    mine = items[i::n]
-    kept = set(mine)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = mine
-    note({"collected": len(mine)})
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order what the other options have left, and write down what it is."""
+    alone = os.environ.get("SHARD_ALONE") == "1"
+    items[:] = [item for item in items if (item.get_closest_marker("alone") is not None) == alone]
+    items.sort(key=lambda item: urgency(item.nodeid))
+    if taken(COLLECTED):
+        written = Path(os.environ["SHARD_TAKEN"]) / f"{COLLECTED}.{os.getpid()}"
+        written.write_text(json.dumps([item.nodeid for item in items]), encoding="utf-8")
+        written.replace(written.with_name(COLLECTED))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that cannot be read is a failure, of one of the processes."""
+    if report.failed and taken(report.nodeid):
+        note(test=report.nodeid, outcome="failed", **_text(report))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool:
+    """Run what nobody has taken yet; each test with set-up and end of its own."""
+    for item in session.items:
+        if not taken(item.nodeid):
+            continue
+        note(begun=item.nodeid)
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        if session.shouldstop:
+            raise session.Interrupted(session.shouldstop)
+        if why := lost():
+            note(lost=item.nodeid, reason=why)
+            sys.stdout.flush()
+            os._exit(LOST)  # what the device does at a regular end of the process, nobody knows
+    return True
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of a test: of its call, or of the set-up or the end where they did not pass."""
     if report.when == "call" or report.outcome != "passed":
-        text = str(getattr(report, "longreprtext", "")).strip().splitlines()
-        wrong = [line[2:].strip() for line in text if line.startswith("E ")]
-        reason = (wrong or text or [""])[0] if report.outcome == "failed" else (text or [""])[-1]
-        note({"test": report.nodeid, "outcome": report.outcome, "reason": reason[:300]})
+        note(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 3), **_text(report))
 
 
-def note(what: dict[str, object]) -> None:
-    with Path(os.environ["SHARD_FILE"]).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(what) + "\n")
+def lost() -> str:
+    """Why the device does not answer any more, else nothing."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return ""
+
+
+def taken(name: str) -> bool:
+    """Whether this process is the one that takes what is called so."""
+    mark = Path(os.environ["SHARD_TAKEN"]) / hashlib.sha256(name.encode()).hexdigest()[:32]
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True
+
+
+def note(**what: object) -> None:
+    """A line for the file of notes, in one write: all processes append to it."""
+    line = json.dumps({"process": os.environ["SHARD"], **what}) + "\n"
+    handle = os.open(os.environ["SHARD_NOTES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+def _text(report: pytest.TestReport | pytest.CollectReport) -> dict[str, str]:
+    """Why it failed or was skipped in a line, and what pytest prints of a failure."""
+    text = str(getattr(report, "longreprtext", "")).strip()
+    lines = text.splitlines()
+    if report.outcome == "passed":
+        return {}
+    if report.outcome == "skipped":
+        return {"reason": (lines or [""])[-1][:300]}
+    wrong = [line[2:].strip() for line in lines if line.startswith("E ")]
+    return {"reason": (wrong or lines or [""])[0][:300], "text": text[-FAILED_CHARACTERS:]}

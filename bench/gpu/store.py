@@ -26,10 +26,22 @@ from typing import Any
 from bench.errors import StoppedError, UsageError
 from bench.records import to_line
 
-__all__ = ["KERNELS", "SCHEMA", "STAGES", "STATUSES", "TRAINING", "Sink", "counted", "read_lines", "results_folder"]
+__all__ = [
+    "KERNELS",
+    "SCHEMA",
+    "STAGES",
+    "STATUSES",
+    "TESTS",
+    "TRAINING",
+    "Sink",
+    "counted",
+    "read_lines",
+    "results_folder",
+]
 
 SCHEMA = 1
 KERNELS, TRAINING, STAGES = "kernels.jsonl", "training.jsonl", "stages.jsonl"
+TESTS = "tests.jsonl"  # no records: what each test of the last run came to, as it came
 STATUSES = ("ok", "failed", "wrong", "oom", "skipped")
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 Record = dict[str, Any]

@@ -1,7 +1,8 @@
 """The GPU tests shared out among processes, so that their kernels are compiled side by side; what came of them.
 
 Compiling, not computing, takes the time of these tests; all processes use the one GPU and the one cache of Triton.
-Needs pytest and none of its plugins. What was not reached in time is counted, and is no success.
+Needs pytest and none of its plugins. A process that ends before its time is started again, without the test it ended
+in. What times something runs at the end, alone. What was not reached in time is counted, and is no success.
 """
 
 from __future__ import annotations
@@ -13,33 +14,52 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from bench.gpu.machine import installed
-
-__all__ = ["Counts", "command_of", "gpu_files", "processes", "run_suite"]
+__all__ = ["COLLECTED", "LOST", "Counts", "command_of", "counted", "gpu_files", "processes", "run_suite"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST = 14
-NO_TESTS = 5  # pytest's exit code
+COLLECTED = "collected.json"
+GOOD = (0, 5)  # pytest's exit codes: all passed, nothing to run
+FAILED = 1
+LOST = 75  # a process whose device does not answer any more
+RESTARTS = 3  # of one process
+ALONE_S, ALONE_SHARE = 25.0, 0.2
+Note = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Outcomes; `unreached` were collected and not run; `failures` are sentences."""
+    """Outcomes, one a test; `unreached` were collected and not run to their end, `left` says how many of which.
+
+    `failures` are sentences, also of processes that ended early.
+    """
 
     passed: int
     failed: int
     skipped: int
     unreached: int
     failures: tuple[str, ...]
+    left: dict[str, int] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
         """All of them ran, at least one passed, and none failed."""
         return self.passed > 0 and not self.failed and not self.unreached and not self.failures
+
+    @property
+    def all_skipped(self) -> bool:
+        """As on a machine without a GPU: the tests can be read, and not one of them ran."""
+        return self.skipped > 0 and not (self.passed or self.failed or self.unreached or self.failures)
+
+    def told(self) -> str:
+        """As a sentence."""
+        return f"{self.passed} passed, failed {self.failed}, skipped {self.skipped}, unreached {self.unreached}"
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -56,62 +76,126 @@ def processes() -> int:
     return max(1, min(MOST, (os.cpu_count() or 1) - 2))
 
 
-def command_of(files: Sequence[str], have: Mapping[str, str | None]) -> list[str]:
-    """pytest's command line, with the settings of those of its plugins that are there.
-
-    A warning fails no test here: the libraries of such a machine are not those that the suite was written with.
-    """
+def command_of(files: Sequence[str]) -> list[str]:
+    """pytest's command line. A warning fails no test here: such a machine has other libraries than were written for."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     command += ["-o", "filterwarnings=default", "-p", "bench.gpu.shard", "--tb=short", "--no-header"]
-    command += ["--continue-on-collection-errors"]
-    return [*command, *(["--benchmark-disable"] if have.get("pytest-benchmark") else []), *files]
+    return [*command, "--continue-on-collection-errors", *files]
 
 
-def run_suite(seconds: float, files: Sequence[str] | None = None, n: int | None = None) -> Counts:
-    """Run the tests of `files` (default: all GPU tests) in `n` processes and end them after `seconds`."""
-    number = n or processes()
-    command = command_of(gpu_files() if files is None else files, installed("pytest-benchmark"))
+def run_suite(
+    seconds: float, files: Sequence[str] | None = None, n: int | None = None, notes: Path | None = None
+) -> Counts:
+    """Run the tests of `files` (default: all GPU tests) in `n` processes and end them after `seconds`.
+
+    `notes` takes a line of JSON for each test begun and each outcome, at once.
+    """
+    given = list(gpu_files() if files is None else files)
+    alone = [file for file in given if "mark.alone" in (ROOT / file).read_text(encoding="utf-8")]
+    kept = min(ALONE_S, ALONE_SHARE * seconds) if alone else 0.0
+    end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
-        notes = [Path(folder) / f"{i}.jsonl" for i in range(number)]
-        started = [_started(command, f"{i}/{number}", note) for i, note in enumerate(notes)]
-        end = time.monotonic() + seconds
-        codes = [_code(process, end) for process in started]
-        tails = [note.with_suffix(".txt").read_text(encoding="utf-8", errors="replace") for note in notes]
-        return _counted(notes, codes, tails)
+        path = notes or Path(folder) / "notes.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        ended = _Group(command_of(given), Path(folder) / "together", path, False).run(n or processes(), end - kept)
+        if alone:
+            ended += _Group(command_of(alone), Path(folder) / "alone", path, True).run(1, end)
+        collected = [name for file in Path(folder).glob(f"*/{COLLECTED}") for name in json.loads(file.read_bytes())]
+        return counted(collected, _notes(path), ended)
 
 
-def _started(command: Sequence[str], shard: str, note: Path) -> subprocess.Popen[bytes]:
-    # each process keeps to one thread of the CPU: there are as many processes as processors
-    environment = {**os.environ, "SHARD": shard, "SHARD_FILE": str(note), "OMP_NUM_THREADS": "1"}
-    note.touch()
-    with note.with_suffix(".txt").open("wb") as out:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+@dataclass(frozen=True)
+class _Ended:
+    """A process that is over: its name, exit code (None: it was ended) and last line."""
+
+    name: str
+    code: int | None
+    last: str
 
 
-def _code(process: subprocess.Popen[bytes], end: float) -> int | None:
-    """The exit code; None, the process ended, when it is not through at `end`."""
-    try:
-        return process.wait(timeout=max(end - time.monotonic(), 0.0))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return None
+class _Group:
+    """Processes with one list of tests."""
+
+    def __init__(self, command: Sequence[str], folder: Path, notes: Path, alone: bool) -> None:
+        self.command, self.folder, self.notes, self.alone = command, folder, notes, alone
+        folder.mkdir()
+
+    def run(self, n: int, end: float) -> list[_Ended]:
+        """Run `n` processes until nothing is left or time is over."""
+        running = {i: self.start(i, 0) for i in range(n)}
+        tries = dict.fromkeys(running, 0)
+        ended: list[_Ended] = []
+        while running:
+            time.sleep(0.05)
+            for i, process in list(running.items()):
+                code, late = process.poll(), time.monotonic() >= end
+                if code is None and not late:
+                    continue
+                if code is None:
+                    process.kill()
+                    process.wait()
+                del running[i]
+                ended.append(_Ended(self.name(i, tries[i]), code, self.last(i, tries[i])))
+                killed = code is not None and (code == LOST or code < 0)
+                if killed and not late and tries[i] < RESTARTS:
+                    tries[i] += 1
+                    running[i] = self.start(i, tries[i])
+        return ended
+
+    def name(self, i: int, again: int) -> str:
+        return f"{'alone' if self.alone else i}.{again}"
+
+    def start(self, i: int, again: int) -> subprocess.Popen[bytes]:
+        name = self.name(i, again)
+        own = {"SHARD": name, "SHARD_TAKEN": str(self.folder), "SHARD_NOTES": str(self.notes.resolve())}
+        own |= {"SHARD_ALONE": str(int(self.alone)), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        own |= {"OMP_NUM_THREADS": "1"}  # there are as many processes as processors
+        with (self.folder / f"{name}.txt").open("wb") as out:
+            return subprocess.Popen(
+                self.command, cwd=ROOT, env={**os.environ, **own}, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    def last(self, i: int, again: int) -> str:
+        text = (self.folder / f"{self.name(i, again)}.txt").read_text(encoding="utf-8", errors="replace")
+        return next((line for line in reversed(text.splitlines()) if line.strip()), "nothing was printed")[:300]
 
 
-def _counted(notes: Sequence[Path], codes: Sequence[int | None], tails: Sequence[str]) -> Counts:
-    collected, outcomes, failures = 0, dict.fromkeys(("passed", "failed", "skipped"), 0), []
-    done = 0
-    for i, (note, code, tail) in enumerate(zip(notes, codes, tails, strict=True)):
-        lines = [json.loads(line) for line in note.read_text(encoding="utf-8").splitlines()]
-        own = [line for line in lines if "test" in line]
-        collected += sum(line.get("collected", 0) for line in lines)
-        done += len({line["test"] for line in own})
-        for line in own:
-            outcomes[line["outcome"]] += 1
-            if line["outcome"] == "failed":
-                failures.append(f"{line['test']}: {line['reason']}")
-        known = code in (0, NO_TESTS, None) or (code == 1 and any(line["outcome"] == "failed" for line in own))
-        if not known:
-            last = next((line for line in reversed(tail.splitlines()) if line.strip()), "nothing was printed")
-            failures.append(f"process {i} of pytest ended with code {code}: {last[:300]}")
-    return Counts(**outcomes, unreached=collected - done, failures=tuple(failures))
+def counted(collected: Iterable[str], notes: Sequence[Note], ended: Iterable[_Ended]) -> Counts:
+    """What the notes and the ends of the processes come to. A test has the worst of its outcomes."""
+    worst = ("failed", "passed", "skipped")
+    outcomes: dict[str, str] = {}
+    failures: list[str] = []
+    begun = {str(line["process"]): str(line["begun"]) for line in notes if "begun" in line}  # of each, the last
+    for line in notes:
+        if "test" in line:
+            name, new = str(line["test"]), str(line["outcome"])
+            outcomes[name] = min(outcomes.get(name, new), new, key=worst.index)
+            if new == "failed":
+                failures.append(f"{name}: {line['reason']}")
+        if "lost" in line:
+            outcomes[str(line["lost"])] = "failed"
+            failures.append(f"{line['lost']}: the device was lost: {line['reason']}")
+    lost = {str(line["process"]) for line in notes if "lost" in line}
+    for process in ended:
+        if process.code in (None, *GOOD) or process.name in lost or (process.code == FAILED and failures):
+            continue
+        last = begun.get(process.name, "")
+        within = f" in {last}" if last and last not in outcomes else ""
+        if within:
+            outcomes[last] = "failed"
+        failures.append(f"process {process.name} of pytest ended with code {process.code}{within}: {process.last}")
+    left = Counter(name.partition("[")[0] for name in collected if name not in outcomes)
+    by = Counter(outcomes.values())
+    return Counts(by["passed"], by["failed"], by["skipped"], left.total(), tuple(failures), dict(left))
+
+
+def _notes(path: Path) -> list[Note]:
+    """The lines of the file; one that was cut short is none."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

@@ -81,6 +81,7 @@ def test_kernels_compile_in_every_copy_and_share_what_is_the_same(tmp_path: Path
     assert len(keys) == len(registers) == 1
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_twice_the_kernels_are_slow_on_a_gpu_and_the_same_are_not(tmp_path: Path):
@@ -100,6 +101,7 @@ def test_twice_the_kernels_are_slow_on_a_gpu_and_the_same_are_not(tmp_path: Path
     assert [row.verdict for row in rows] == ["SLOW", "OK"]
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_held_clock_leaves_out_what_python_does_between_launches():

@@ -266,6 +266,7 @@ def test_ceilings_count_bytes_read_and_written() -> None:
     assert (made.bandwidth, made.product) == (1000.0, 512.0)
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_events_and_graphs_time_the_same_copy() -> None:

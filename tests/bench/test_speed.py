@@ -159,7 +159,7 @@ def test_times_of_the_interpreter_are_refused(monkeypatch, value):
     with pytest.raises(ValueError, match="TRITON_INTERPRET"):
         group(Costly(lambda i: 1.0), Costly(lambda i: 1.0))
     with pytest.raises(ValueError, match="TRITON_INTERPRET"):
-        time_quantize(METHODS["nf4-g64"], [torch.ones(2, 64)])
+        time_quantize(METHODS["nf4-g64"], {"layer": torch.ones(2, 64)})
 
 
 def test_what_was_not_measured_is_null_with_a_reason(virtual):
@@ -228,7 +228,7 @@ def test_engines_are_counted_by_layer():
 
 
 def test_quantize_time_is_one_sample_a_pass_within_the_seconds():
-    weights = [torch.randn(8, 64), torch.randn(8, 64)]
+    weights = {"a": torch.randn(8, 64), "b": torch.randn(8, 64)}
     samples = time_quantize(METHODS["uniform-int4-g64"], weights, repeats=4, seconds=60)
     assert len(samples) == 4
     assert min(samples) > 0
@@ -250,6 +250,7 @@ def test_too_few_rounds_are_refused():
         group(Costly(lambda i: 1.0), Costly(lambda i: 1.0), rounds=2)
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_clock_waits_for_the_kernels():
