@@ -14,13 +14,15 @@ from typing import Any
 from bench.errors import UsageError
 from bench.gpu.agreement import disagreements
 from bench.gpu.first import first_calls
+from bench.gpu.items import Maker, plan
 from bench.gpu.machine import device_record, installed, slug
 from bench.gpu.routing import bounds_of, find_routes
-from bench.gpu.store import STAGES, TESTS, Sink, results_folder
+from bench.gpu.stages import LOST
+from bench.gpu.store import STAGES, TESTS, Sink, read_lines, results_folder
 from bench.gpu.suite import Counts, processes, run_suite
 from bench.gpu.sweep import Budget
-from bench.gpu.timing import watch_for
-from bench.gpu.tuning import compile_all, compile_share, launches, seconds_of, tune
+from bench.gpu.timing import lost, watch_for
+from bench.gpu.tuning import Tuning, compile_all, compile_share, seconds_of
 from kernels.routes import remember
 from kernels.tuned import user_folder
 
@@ -71,29 +73,41 @@ def tuning_command(given: argparse.Namespace) -> int:
     said(given.device)
     needs_folder(given.device)
     budget, about = Budget(given.seconds or float("inf")), device_record(given.device)
-    sink = sink_of(given)
-    watch, name = watch_for(given.device), about["device_name"]
-    tiny = given.device == "cpu"
-    if not tiny:
-        compile_all(given.device, processes(), min(budget.left / 2, COMPILE_S))
-        print(f"compiled; {budget.left:.0f} s are left")
+    sink, tiny = sink_of(given), given.device == "cpu"
+    done = [str(r["place"]) for r in since(given) if r.get("kind") == "tuned" and r.get("status") == "ok"]
+    if not tiny and not done:
+        codes = compile_all(given.device, processes(), min(budget.left / 2, COMPILE_S))
+        print(f"compiled, exit codes {sorted(set(map(str, codes)))}; {budget.left:.0f} s are left", flush=True)
     kept = Budget(budget.left - (0 if tiny else FIRST_S))
-    timed = alike if tiny else seconds_of(watch)
-    wrong = tune(launches(given.device, tiny), timed, name, sink, kept, about)
-    print(f"{sum(r['status'] == 'ok' for r in sink.written)} entries, {wrong} failed; in {user_folder().name}/")
-    return 1 if first_call_apart(given) or wrong else 0
+    timed = alike if tiny else seconds_of(watch_for(given.device))
+    tuning = Tuning(timed, sink, kept, about, lost)
+    if gone := tuning.run(plan(tiny), Maker(given.device, done), given.without):
+        print(f"the device was lost: {gone}, while it was tuned", flush=True)
+        return LOST
+    ok = sum(r["status"] == "ok" for r in sink.written)
+    print(f"{ok} entries, {tuning.wrong} failed; in {user_folder().name}/", flush=True)
+    return 1 if first_call_apart(given, budget) or tuning.wrong else 0
 
 
-def first_call_apart(given: argparse.Namespace) -> int:
+def since(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of stages written since `--since`."""
+    folder = folder_of(given)
+    if not given.since or folder is None:
+        return []
+    return [r for r in read_lines(folder / STAGES)[0] if str(r.get("started_utc", "")) >= given.since]
+
+
+def first_call_apart(given: argparse.Namespace, budget: Budget) -> int:
     """Exit code of `first-call` in a process of its own, for which nothing is compiled yet."""
     command = [sys.executable, "-m", "bench.gpu", "first-call", "--device", given.device]
     command += ["--out", str(given.out)] if given.out else []
+    seconds = min(4 * FIRST_S, max(budget.left, 1.0))
     with tempfile.TemporaryDirectory() as empty:
         environment = {**os.environ, "TRITON_CACHE_DIR": empty}
         try:
-            return subprocess.run(command, env=environment, timeout=4 * FIRST_S).returncode
+            return subprocess.run(command, env=environment, timeout=seconds).returncode
         except subprocess.TimeoutExpired:
-            print(f"the first call took more than {4 * FIRST_S:.0f} s")
+            print(f"the first call was ended after {seconds:.0f} s")
             return 1
 
 

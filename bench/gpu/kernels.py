@@ -18,14 +18,14 @@ from bench.gpu.machine import clocks, device_record, sparing
 from bench.gpu.ops import op_subjects
 from bench.gpu.rivals import rival_subjects
 from bench.gpu.shapes import SHAPES, TINY_ROWS, TINY_SHAPES, Block, blocks
+from bench.gpu.stages import LOST
 from bench.gpu.store import KERNELS, Sink, read_lines
 from bench.gpu.subjects import Baseline, Subject
 from bench.gpu.sweep import Budget, DeviceLostError, Sweep, refuse_interpreter
 from bench.gpu.timing import watch_for
 
-__all__ = ["LOST", "Plan", "estimate_s", "kernel_plan", "listing", "run_kernels", "sweep_for"]
+__all__ = ["Plan", "estimate_s", "kernel_plan", "listing", "run_kernels", "sweep_for"]
 
-LOST = 75  # exit code: the device was lost, a new process may go on
 CLOCKS_S = 10.0
 TINY_COPY, TINY_SIDE = 1 << 20, 64
 FIRST_S, LATER_S = 4.0, 0.4  # a guess of what a subject takes the first time (it compiles) and in a later block

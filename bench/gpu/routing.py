@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.gpu.items import dense_weight
 from bench.gpu.shapes import SHAPES, TINY_SHAPES, Shape
 from bench.gpu.store import Record, Sink
 from bench.gpu.subjects import DTYPE, fixed
 from bench.gpu.sweep import Budget
 from bench.gpu.timing import Samples, Watch, measure, one_line
-from bench.gpu.tuning import dense_weight
 from bench.measure.stats import paired_ratio, stat
 from kernels.dispatch import OPERATORS
 from kernels.routes import DEFAULT, Bounds, size_class, taking

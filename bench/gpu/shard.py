@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.suite import COLLECTED, LOST
+from bench.gpu.stages import LOST
+from bench.gpu.suite import COLLECTED
+from bench.gpu.timing import lost
 
 __all__ = ["pytest_collection_modifyitems", "pytest_runtestloop", "urgency"]
 
@@ -76,18 +78,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of a test: of its call, or of the set-up or the end where they did not pass."""
     if report.when == "call" or report.outcome != "passed":
         note(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 3), **_text(report))
-
-
-def lost() -> str:
-    """Why the device does not answer any more, else nothing."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return ""
-    try:
-        torch.cuda.synchronize()
-    except Exception as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    return ""
 
 
 def taken(name: str) -> bool:

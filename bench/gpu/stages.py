@@ -1,8 +1,8 @@
 """Stages of `make gpu`: each a process of its own with its own time, whose failure does not stop the next.
 
 The output of a stage goes to the screen and to a log; when its time is over its whole process group is ended. What an
-early stage leaves of its time goes to the stage that can use it (`elastic`). The kernel stage is started again when the
-device was lost, without the subject that did it.
+early stage leaves of its time goes to the stage that can use it (`elastic`). A stage that lost the device and says who
+did it is started again without that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-__all__ = ["LOST_BY", "Outcome", "Stage", "plan_seconds", "run_stages", "table"]
+__all__ = ["LOST", "LOST_BY", "Outcome", "Stage", "plan_seconds", "run_stages", "table"]
 
-LOST = 75
+LOST = 75  # exit code of a process whose device does not answer any more: a new one may go on
 RESTARTS = 3
 GRACE_S = 8.0
 LOST_BY = re.compile(r"^the device was lost: ([^,]+),")

@@ -20,14 +20,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLLECTED", "LOST", "Counts", "command_of", "counted", "gpu_files", "processes", "run_suite"]
+from bench.gpu.stages import LOST
+
+__all__ = ["COLLECTED", "Counts", "command_of", "counted", "gpu_files", "processes", "run_suite"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST = 14
 COLLECTED = "collected.json"
 GOOD = (0, 5)  # pytest's exit codes: all passed, nothing to run
 FAILED = 1
-LOST = 75  # a process whose device does not answer any more
 RESTARTS = 3  # of one process
 ALONE_S, ALONE_SHARE = 25.0, 0.2
 Note = dict[str, Any]

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CpuWatch", "CudaWatch", "Samples", "SubjectError", "Watch", "measure", "one_line", "watch_for"]
+__all__ = ["CpuWatch", "CudaWatch", "Samples", "SubjectError", "Watch", "lost", "measure", "one_line", "watch_for"]
 
 Calls = Sequence[Callable[[], Any]]
 GRAPH_CALLS = 16  # in a replay, unless these take longer than REPLAY_S: events resolve half a microsecond
@@ -190,6 +190,17 @@ def measure(watch: Watch, subjects: Mapping[str, Calls], rounds: int, seconds: f
             if kernel_s is not None:
                 out[name].graph.append(kernel_s)
     return out
+
+
+def lost() -> str:
+    """Why the GPU does not answer any more, else nothing."""
+    if not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except Exception as error:
+        return one_line(error)
+    return ""
 
 
 def one_line(error: BaseException) -> str:

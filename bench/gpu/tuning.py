@@ -13,113 +13,38 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bench.gpu.shapes import SHAPES, TINY_SHAPES, Shape
+from bench.gpu.items import Item, Maker, Work, place_of, plan
+from bench.gpu.shapes import SHAPES
 from bench.gpu.store import Sink
-from bench.gpu.subjects import DTYPE, SCALE, total_bytes
+from bench.gpu.subjects import total_bytes
 from bench.gpu.sweep import Budget
-from bench.gpu.timing import Watch, one_line
+from bench.gpu.timing import Watch, lost, one_line
 from kernels import tuned
-from kernels.op import operations
-from kernels.tuning import Launch, recorded
-from quant import METHODS
-from quant.engines.triton import Fused
+from kernels.tuning import Launch
 
-__all__ = ["FORMATS", "compile_all", "compile_share", "dense_weight", "launches", "place_of", "seconds_of", "tune"]
+__all__ = ["Tuning", "compile_all", "compile_share", "pinned", "seconds_of"]
 
-FORMATS = (
-    "nf4-g64-dq",
-    "uniform-int4-g64",
-    "nf4-g64",
-    "uniform-int8-channel",
-    "uniform-int3-g64",
-    "uniform-int2-g64",
-)
-KINDS = ("matmul", "dequantize", "grad", "lora")
-ROWS = (1, 16, 64, 32)
-GRAD_ROWS = 64
-RANK = 16
 SAMPLES = 5
+LATE = "the time budget ended before it"
 Seconds = Callable[[Launch, Any], float]
-
-
-@dataclass(frozen=True)
-class Work:
-    """A launch to be tuned, and what it is part of."""
-
-    label: str
-    launch: Launch
-
-
-def dense_weight(shape: Shape, device: str) -> Tensor:
-    """A random weight [n, k]."""
-    draw = torch.Generator(device).manual_seed(shape.n)
-    return torch.randn(shape.n, shape.k, dtype=DTYPE, device=device, generator=draw).mul_(SCALE)
-
-
-def launches(device: str, tiny: bool = False) -> Iterator[Work]:
-    """Everything there is to tune, each class of shape once: what the targets are set at first.
-
-    At the first shape also the operations that no format of `FORMATS` calls.
-    """
-    seen: set[str] = set()
-    shapes = TINY_SHAPES if tiny else SHAPES
-    for shape in shapes:
-        for method in FORMATS:
-            weight = Fused(METHODS[method].quantize(dense_weight(shape, device)))
-            for what, arguments in uses(weight, shape, device):
-                name = f"{weight.family}_{what}"
-                if name in operations():
-                    yield from fresh(name, f"{method} {shape}", arguments, seen)
-        if shape == shapes[0]:
-            called = {f"{family}_{what}" for family in ("codebook", "affine") for what in KINDS}
-            for name, op in operations().items():
-                if name not in called:
-                    sized = op.sized(ROWS[1], shape.n, shape.k, DTYPE, device).arguments
-                    yield from fresh(name, str(shape), sized, seen)
-
-
-def uses(weight: Fused, shape: Shape, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Operations of `KINDS` with their arguments."""
-    own = weight.arguments
-
-    def zeros(*size: int) -> Tensor:
-        return torch.zeros(size, dtype=DTYPE, device=device)
-
-    for m in ROWS:
-        yield "matmul", {"x": zeros(m, shape.k), **own}
-    yield "dequantize", {"shape": (shape.n, shape.k), "dtype": DTYPE, **own}
-    yield "grad", {"dy": zeros(GRAD_ROWS, shape.n), "k": shape.k, **own}
-    for m in ROWS[1:]:
-        update = {"inner": zeros(m, RANK), "b": zeros(shape.n, RANK)}
-        yield "lora", {"x": zeros(m, shape.k), **update, **own}
-
-
-def fresh(name: str, label: str, arguments: Mapping[str, Any], seen: set[str]) -> Iterator[Work]:
-    """The launches of an operation whose class was not seen before."""
-    for launch in recorded(operations()[name].triton, arguments)[1]:
-        place = place_of(launch)
-        if place not in seen:
-            seen.add(place)
-            yield Work(f"{name} {label}", launch)
-
-
-def place_of(launch: Launch) -> str:
-    """The entry of the table that a launch reads."""
-    kernel = launch.kernel
-    return f"{kernel.fn.__name__}-{tuned.shape_class(launch.arguments, kernel.key)}"
 
 
 def pinned(launch: Launch, config: Any) -> Launch:
     """The launch in this configuration and no other."""
     return dataclasses.replace(launch, kernel=dataclasses.replace(launch.kernel, configs=(config,)))
+
+
+def named(launch: Launch, config: Any) -> str:
+    """A configuration of a kernel as a word."""
+    return "-".join([launch.kernel.fn.__name__, *(f"{key}{value}" for key, value in tuned.as_values(config).items())])
 
 
 def compile_share(device: str, i: int, n: int, budget: Budget) -> int:
@@ -128,17 +53,29 @@ def compile_share(device: str, i: int, n: int, budget: Budget) -> int:
     Those of the first shape alone: the compiled code depends on the format first, and on the shape where its sizes are
     divided otherwise; what another shape still needs is compiled when it is timed.
     """
-    done = 0
-    first = SHAPES[0]
-    for number, (work, config) in enumerate((w, c) for w in launches(device) for c in w.launch.kernel.configs):
-        if str(first) not in work.label or budget.left <= 0:
-            break
-        if number % n == i:
+    done, number = 0, 0
+    make = Maker(device)
+    for item in plan():
+        if item.shape != SHAPES[0]:
+            continue
+        try:
+            works = make(item)
+        except Exception as error:
+            print(f"{item}: {one_line(error)}", flush=True)
+            continue
+        for launch, config in ((w.launch, config) for w in works for config in w.launch.kernel.configs):
+            number += 1
+            if (number - 1) % n != i:
+                continue
+            if budget.left <= 0:
+                return done
             try:
-                pinned(work.launch, config).run()
+                pinned(launch, config).run()
                 torch.cuda.synchronize()
             except Exception as error:
-                print(f"{work.label}: {one_line(error)}", flush=True)
+                print(f"{item}, {named(launch, config)}: {one_line(error)}", flush=True)
+                if lost():
+                    return done
             done += 1
     return done
 
@@ -184,37 +121,85 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def tune(works: Iterable[Work], seconds: Seconds, device_name: str, sink: Sink, budget: Budget, about: Any) -> int:
-    """Time every configuration of every launch and remember the fastest; a record each. How many failed.
+class Tuning:
+    """Times the configurations of launches and remembers the fastest of each, a record each; `wrong` have failed.
 
-    A configuration that cannot run counts as infinitely slow; a launch of which none can has failed. After the budget
-    nothing more is tuned, which the last record says.
+    `lost` is asked after a failure whether the device still answers, and then says why it does not.
     """
-    wrong = 0
-    for work in works:
-        head = {"kind": "tuned", "key": f"{device_name} / tuned / {place_of(work.launch)}", "device": about["device"]}
-        head |= {"kernel": work.launch.kernel.fn.__name__, "place": place_of(work.launch), "what": work.label}
-        head |= {"provenance": about}
-        if budget.left <= 0:
-            sink(head | {"status": "skipped", "reason": "the time budget ended before it and what follows"})
-            return wrong
-        times: list[tuple[dict[str, Any], float | None, str]] = []
 
-        def one(config: Any, launch: Launch = work.launch, times: list[Any] = times) -> float:
+    def __init__(
+        self, seconds: Seconds, sink: Sink, budget: Budget, about: Mapping[str, Any], lost: Callable[[], str] = str
+    ) -> None:
+        self.seconds, self.sink, self.budget, self.about, self.lost = seconds, sink, budget, about, lost
+        self.wrong = 0
+
+    def run(self, items: Sequence[Item], make: Callable[[Item], list[Work]], without: Container[str] = ()) -> str:
+        """Tune the items in order while time is left; the name of what took the device away, else nothing.
+
+        What is not reached is listed in one record. `without` names items' operations and configurations to leave out.
+        """
+        for i, item in enumerate(items):
+            if item.name in without:
+                continue
+            if self.budget.left <= 0:
+                self.unreached(items[i:])
+                break
             try:
-                spent = seconds(launch, config)
+                works = make(item)
             except Exception as error:
-                times.append((tuned.as_values(config), None, one_line(error)))
-                return float("inf")
-            times.append((tuned.as_values(config), spent, ""))
-            return spent
+                self.wrong += 1
+                self.sink(self.head(str(item), item.name) | {"status": "failed", "reason": one_line(error)})
+                if self.lost():
+                    return item.name
+                continue
+            for work in works:
+                if guilty := self.work(work, without):
+                    return guilty
+        return ""
 
-        chosen = tuned.search(work.launch.kernel, work.launch.arguments, device_name, one)
-        failed = bool(times) and all(t is None for _, t, _ in times)
-        wrong += failed
-        reasons = "; ".join(dict.fromkeys(r for _, _, r in times if r))
-        head |= {"status": "failed" if failed else "ok", "reason": reasons}
+    def work(self, work: Work, without: Container[str] = ()) -> str:
+        """Tune one launch; the name of the configuration that took the device away, else nothing.
+
+        A configuration that cannot run, or that time does not suffice for, counts as infinitely slow; a launch of
+        which none can has failed.
+        """
+        times: list[tuple[dict[str, Any], float | None, str]] = []
+        guilty = ""
+
+        def one(config: Any) -> float:
+            nonlocal guilty
+            name, spent = named(work.launch, config), None
+            why = f"the device was lost in {guilty}" if guilty else LATE if self.budget.left <= 0 else ""
+            if name in without:
+                why = "left out: it took the device away"
+            try:
+                spent = None if why else self.seconds(work.launch, config)
+            except Exception as error:
+                why = one_line(error)
+                guilty = name if self.lost() else ""
+            times.append((tuned.as_values(config), spent, why))
+            return float("inf") if spent is None else spent
+
+        kernel = work.launch.kernel
+        chosen = tuned.search(kernel, work.launch.arguments, self.about["device_name"], one)
+        reasons = list(dict.fromkeys(reason for _, _, reason in times if reason))
+        none = bool(times) and all(spent is None for _, spent, _ in times)
+        status = "ok" if not none else "skipped" if reasons == [LATE] else "failed"
+        self.wrong += status == "failed"
+        head = self.head(place_of(work.launch), work.label) | {"kernel": kernel.fn.__name__}
+        head |= {"place": place_of(work.launch), "status": status, "reason": "; ".join(reasons)}
         head |= {"config": tuned.as_values(chosen)}
-        known = times if about["device"] == "cuda" else []
-        sink(head | {"times": [{"config": c, "seconds": t} for c, t, _ in known]})
-    return wrong
+        known = times if self.about["device"] == "cuda" else []
+        self.sink(head | {"times": [{"config": c, "seconds": t} for c, t, _ in known]})
+        return guilty
+
+    def unreached(self, items: Sequence[Item]) -> None:
+        """The record of what time did not suffice for; a class of shape among it may have been tuned by another."""
+        head = self.head("not reached", f"{len(items)} items") | {"status": "skipped"}
+        self.sink(head | {"reason": f"{LATE}: {len(items)} items", "unreached": [str(item) for item in items]})
+
+    def head(self, key: str, what: str) -> dict[str, Any]:
+        """What every record says."""
+        head = {"kind": "tuned", "key": f"{self.about['device_name']} / tuned / {key}", "what": what}
+        head |= {"device": self.about["device"], "started_utc": datetime.now(UTC).isoformat(timespec="seconds")}
+        return head | {"provenance": self.about}

@@ -39,7 +39,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 from bench.gpu.__main__ import main
 from bench.gpu import checks
 
-checks.first_call_apart = lambda given: checks.first_call_command(given)
+checks.first_call_apart = lambda given, budget: checks.first_call_command(given)
 common = ["--device", "cpu", "--out", {out!r}, "--seconds", "200"]
 codes = {{name: main([name, *common]) for name in ("doctor", "tuning", "routes", "training", "kernels")}}
 codes["report"] = main(["report", {out!r}])

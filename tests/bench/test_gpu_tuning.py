@@ -16,13 +16,15 @@ import torch
 
 from bench.errors import UsageError
 from bench.gpu import checks, tuning
+from bench.gpu.items import FORMATS, ROWS, Item, Maker, Work, place_of, plan
 from bench.gpu.routing import bound, bounds_of, find_routes, places
-from bench.gpu.shapes import SHAPES
+from bench.gpu.shapes import SHAPES, TINY_SHAPES
 from bench.gpu.store import STAGES, Sink, read_lines
 from bench.gpu.sweep import Budget
 from bench.gpu.timing import CpuWatch, CudaWatch
-from bench.gpu.tuning import compile_share, launches, pinned, place_of, seconds_of, tune
+from bench.gpu.tuning import Tuning, compile_share, named, pinned, seconds_of
 from kernels import routes, tuned
+from kernels.op import operations
 from kernels.routes import DEFAULT, Bounds, route, size_class
 
 DEVICE = "toy gpu"
@@ -42,11 +44,23 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def works() -> list[tuning.Work]:
-    return list(launches("cpu", tiny=True))
+def works() -> list[Work]:
+    make = Maker("cpu")
+    return [work for item in plan(tiny=True) for work in make(item)]
 
 
-def test_every_class_of_launch_is_tuned_once(works: list[tuning.Work]) -> None:
+def tuned_by(
+    works: list[Work], seconds: Any, budget: Budget | None = None, lost: Any = str, without: tuple[str, ...] = ()
+) -> tuple[Tuning, list[dict[str, Any]], str]:
+    """The tuning of these launches, its records, and what took the device away."""
+    sink = Sink(None, STAGES, "cuda")
+    made = Tuning(seconds, sink, budget or Budget(), ABOUT, lost)
+    items = [Item(str(i), TINY_SHAPES[0]) for i in range(len(works))]
+    gone = made.run(items, lambda item: [works[int(item.name)]], without)
+    return made, sink.written, gone
+
+
+def test_every_class_of_launch_is_tuned_once(works: list[Work]) -> None:
     places = [place_of(w.launch) for w in works]
     assert len(places) == len(set(places))
     for what in ("_gemv", "_small", "_dequantize", "_grad", "_lora"):
@@ -54,21 +68,39 @@ def test_every_class_of_launch_is_tuned_once(works: list[tuning.Work]) -> None:
     assert any("quantize" in w.label and "dequantize" not in w.label for w in works)
 
 
-def test_the_fastest_configuration_is_remembered(works: list[tuning.Work]) -> None:
+@pytest.mark.parametrize("name", ["two_of_four_matmul", "bitmask_matmul", "w8a8_matmul"])
+def test_products_of_their_own_weight_are_tuned_at_every_number_of_rows(works: list[Work], name: str) -> None:
+    assert {item.rows for item in plan() if item.name == name and item.shape == SHAPES[0]} == set(ROWS)
+    here = [w for w in works if w.label.startswith(f"{name} {TINY_SHAPES[0]} ")]
+    blocks = {w.launch.arguments["BLOCK_M"] for w in here if "BLOCK_M" in w.launch.arguments}
+    assert {16, 32, 64} <= blocks
+    one_row = {w.launch.kernel.fn.__name__ for w in here if w.label.endswith(" m=1")}
+    assert one_row >= {"_sparse_gemv"} or name == "w8a8_matmul"
+
+
+def test_what_targets_are_set_at_is_tuned_first() -> None:
+    items = plan()
+    assert len(items) == len(set(items))
+    assert {item.name for item in items} == set(operations())
+    main = [i for i, item in enumerate(items) if item.method in FORMATS[:2] and item.name.endswith("_matmul")]
+    assert main[: 2 * len(ROWS)] == list(range(2 * len(ROWS)))
+    assert {items[i].shape for i in main} == set(SHAPES)
+    assert max(main) < min(i for i, item in enumerate(items) if item.name.endswith("_dequantize"))
+
+
+def test_the_fastest_configuration_is_remembered(works: list[Work]) -> None:
     work = next(w for w in works if len(w.launch.kernel.configs) > 2)
     configs = work.launch.kernel.configs
-    sink = Sink(None, STAGES, "cuda")
     order = itertools.count()
-    wrong = tune([work], lambda launch, config: 9.0 - next(order), DEVICE, sink, Budget(), ABOUT)
-    assert wrong == 0
+    made, (record,), _ = tuned_by([work], lambda launch, config: 9.0 - next(order))
+    assert made.wrong == 0
     assert tuned.chosen(work.launch.kernel, work.launch.arguments, DEVICE) is configs[-1]
-    (record,) = sink.written
     assert record["config"] == tuned.as_values(configs[-1])
     assert [t["seconds"] for t in record["times"]] == [9.0 - i for i in range(len(configs))]
     assert tuned.chosen(work.launch.kernel, work.launch.arguments, "another gpu") is configs[0]
 
 
-def test_a_configuration_that_cannot_run_is_never_chosen(works: list[tuning.Work]) -> None:
+def test_a_configuration_that_cannot_run_is_never_chosen(works: list[Work]) -> None:
     work = next(w for w in works if len(w.launch.kernel.configs) > 1)
     configs = work.launch.kernel.configs
 
@@ -77,30 +109,75 @@ def test_a_configuration_that_cannot_run_is_never_chosen(works: list[tuning.Work
             raise RuntimeError("out of shared memory")
         return 1.0
 
-    sink = Sink(None, STAGES, "cuda")
-    assert tune([work], some, DEVICE, sink, Budget(), ABOUT) == 0
+    made, (record,), _ = tuned_by([work], some)
+    assert made.wrong == 0
     assert tuned.chosen(work.launch.kernel, work.launch.arguments, DEVICE) is configs[1]
-    assert "out of shared memory" in sink.written[0]["reason"]
+    assert "out of shared memory" in record["reason"]
 
 
-def test_a_kernel_that_never_runs_has_failed(works: list[tuning.Work]) -> None:
-    work = next(w for w in works if len(w.launch.kernel.configs) > 1)
+def test_a_kernel_that_never_runs_has_failed_and_the_next_is_tuned(works: list[Work]) -> None:
+    bad, good = [w for w in works if len(w.launch.kernel.configs) > 1][:2]
 
-    def never(launch: Any, config: Any) -> float:
-        raise RuntimeError("no")
+    def some(launch: Any, config: Any) -> float:
+        if launch is bad.launch:
+            raise RuntimeError("no")
+        return 1.0
 
+    made, records, gone = tuned_by([bad, good], some)
+    assert (made.wrong, gone) == (1, "")
+    assert [r["status"] for r in records] == ["failed", "ok"]
+
+
+def test_an_item_that_cannot_be_made_is_a_record_and_the_next_is_tuned(works: list[Work]) -> None:
     sink = Sink(None, STAGES, "cuda")
-    assert tune([work], never, DEVICE, sink, Budget(), ABOUT) == 1
-    assert sink.written[0]["status"] == "failed"
+
+    def make(item: Item) -> list[Work]:
+        if item.name == "bad":
+            raise torch.OutOfMemoryError("too large")
+        return works[:1]
+
+    made = Tuning(lambda launch, config: 1.0, sink, Budget(), ABOUT)
+    assert made.run([Item("bad", TINY_SHAPES[0]), Item("good", TINY_SHAPES[0])], make) == ""
+    assert [(r["status"], r["reason"]) for r in sink.written] == [("failed", "OutOfMemoryError: too large"), ("ok", "")]
 
 
-def test_what_time_does_not_suffice_for_is_told(works: list[tuning.Work]) -> None:
-    sink = Sink(None, STAGES, "cuda")
-    assert tune(works, lambda launch, config: 1.0, DEVICE, sink, Budget(0.0), ABOUT) == 0
-    assert [r["status"] for r in sink.written] == ["skipped"]
+def test_what_time_does_not_suffice_for_is_listed(works: list[Work]) -> None:
+    several = [w for w in works if len(w.launch.kernel.configs) > 1][:3]
+    budget = Budget(1e9)
+
+    def slow(launch: Any, config: Any) -> float:
+        budget.seconds = 0.0  # over with the first
+        return 1.0
+
+    made, records, _ = tuned_by(several, slow, budget)
+    assert made.wrong == 0
+    assert [r["status"] for r in records] == ["ok", "skipped"]
+    assert [t["seconds"] is None for t in records[0]["times"]] == [False, *[True] * (len(records[0]["times"]) - 1)]
+    assert "time budget" in records[0]["reason"]
+    assert records[1]["unreached"] == [f"1 {TINY_SHAPES[0]}", f"2 {TINY_SHAPES[0]}"]
 
 
-def test_a_pinned_launch_has_one_configuration(works: list[tuning.Work]) -> None:
+def test_a_configuration_that_takes_the_device_away_is_left_out_by_the_next_process(works: list[Work]) -> None:
+    work = next(w for w in works if len(w.launch.kernel.configs) > 2)
+    bad = work.launch.kernel.configs[1]
+    gone: list[str] = []
+
+    def some(launch: Any, config: Any) -> float:
+        if config is bad or gone:
+            gone.append("an illegal memory access")
+            raise RuntimeError(gone[0])
+        return 1.0
+
+    _, records, guilty = tuned_by([work, work], some, lost=lambda: gone[0] if gone else "")
+    assert guilty == named(work.launch, bad)
+    assert len(records) == 1
+    gone.clear()
+    _, records, guilty = tuned_by([work], some, lost=lambda: gone[0] if gone else "", without=(guilty,))
+    assert guilty == ""
+    assert [t["seconds"] is None for t in records[0]["times"]][:3] == [False, True, False]
+
+
+def test_a_pinned_launch_has_one_configuration(works: list[Work]) -> None:
     launch = next(w.launch for w in works if len(w.launch.kernel.configs) > 1)
     last = launch.kernel.configs[-1]
     assert pinned(launch, last).kernel.configs == (last,)
@@ -108,8 +185,9 @@ def test_a_pinned_launch_has_one_configuration(works: list[tuning.Work]) -> None
     assert place_of(pinned(launch, last)) == place_of(launch)
 
 
-def test_processes_share_out_what_is_compiled(monkeypatch: pytest.MonkeyPatch, works: list[tuning.Work]) -> None:
-    monkeypatch.setattr(tuning, "SHAPES", tuning.TINY_SHAPES)
+def test_processes_share_out_what_is_compiled(monkeypatch: pytest.MonkeyPatch, works: list[Work]) -> None:
+    monkeypatch.setattr(tuning, "SHAPES", TINY_SHAPES)
+    monkeypatch.setattr(tuning, "plan", lambda: plan(tiny=True))
     run: list[str] = []
 
     def stand(launch: Any, config: Any) -> argparse.Namespace:
@@ -117,7 +195,7 @@ def test_processes_share_out_what_is_compiled(monkeypatch: pytest.MonkeyPatch, w
 
     monkeypatch.setattr(tuning, "pinned", stand)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    first = str(tuning.TINY_SHAPES[0])
+    first = f" {TINY_SHAPES[0]}"
     pairs = sum(len(w.launch.kernel.configs) for w in works if first in w.label)
     shares = [compile_share("cpu", i, 3, Budget()) for i in range(3)]
     assert sum(shares) == len(run) == len(set(run)) == pairs
@@ -179,13 +257,13 @@ def test_both_ways_are_timed_and_recorded() -> None:
 def test_a_rehearsal_writes_no_table_that_real_runs_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Path
 ) -> None:
-    given = argparse.Namespace(device="cpu", out=tmp_path, seconds=None)
+    given = argparse.Namespace(device="cpu", out=tmp_path, seconds=None, since="", without=[])
     monkeypatch.delenv("QUANTBENCH_CONFIGURATIONS")
     for command in (checks.tuning_command, checks.routes_command):
         with pytest.raises(UsageError, match="QUANTBENCH_CONFIGURATIONS"):
             command(given)
     monkeypatch.setenv("QUANTBENCH_CONFIGURATIONS", str(tables))
-    monkeypatch.setattr(checks, "first_call_apart", lambda given: 0)
+    monkeypatch.setattr(checks, "first_call_apart", lambda given, budget: 0)
     assert checks.tuning_command(given) == 0
     records = read_lines(tmp_path / STAGES)[0]
     assert {r["status"] for r in records} == {"ok"}
@@ -197,6 +275,8 @@ def test_a_rehearsal_writes_no_table_that_real_runs_read(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_configurations_are_timed_on_the_device() -> None:
-    work = next(w for w in launches("cuda", tiny=True) if len(w.launch.kernel.configs) > 1)
+    make = Maker("cuda")
+    made = (work for item in plan(tiny=True) for work in make(item))
+    work = next(w for w in made if len(w.launch.kernel.configs) > 1)
     seconds = seconds_of(CudaWatch())
     assert 1e-7 < seconds(work.launch, work.launch.kernel.configs[0]) < 1e-2
