@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.baseline import Setting, baseline_adapter, fit
+from bench.baseline import Setting, baseline_adapter, fit, with_logistic_head
+from bench.calibration import calibration_of
 from bench.provenance import commit, utc_now
 from bench.tasks.classification import Classification
-from bench.tasks.heads import fit_logistic
 from quant import Quantizer, UnsupportedError
 from quant.linear import QuantizedLinear, quantize_model
 from quant.lora import LoRAConfig, add_lora, merge_lora
@@ -69,17 +69,8 @@ def _wrapped(setting: Setting) -> nn.Module:
 
 
 def _untouched(setting: Setting, quantizer: Quantizer) -> Adapted:
-    module = _wrapped(setting)
-    task = setting.task
-    if isinstance(task, Classification):
-        loader, _ = task.train_texts(setting.model, setting.protocol).by_length(setting.protocol.batch)
-        with torch.inference_mode():
-            there = [b.to(setting.device) for b in loader]
-            rows = [(module.embed(b.input_ids, b.attention_mask), b.labels) for b in there]  # type: ignore[operator]
-        features, labels = (torch.cat(column).cpu().clone() for column in zip(*rows, strict=True))
-        module.head = fit_logistic(features, labels).to(setting.device)
-    frozen = share(module).requires_grad_(False)
-    if isinstance(task, Classification):
+    frozen = share(with_logistic_head(setting)).requires_grad_(False)
+    if isinstance(setting.task, Classification):
         _head_of(frozen).requires_grad_(True)
     return Adapted(frozen)
 
@@ -201,8 +192,9 @@ def decoded_model(quantized: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     return replace_modules(plain, new), decoded
 
 
-def _quantized(setting: Setting, module: nn.Module, quantizer: Quantizer) -> nn.Module:
-    return quantize_model(module, quantizer, skip=setting.protocol.skip)
+def _quantized(setting: Setting, module: nn.Module, quantizer: Quantizer, merged: bool = False) -> nn.Module:
+    known = calibration_of(setting, quantizer, module if merged else None)
+    return quantize_model(module, quantizer, skip=setting.protocol.skip, calibration=known)
 
 
 def _beneath(setting: Setting, quantizer: Quantizer) -> Adapted:
@@ -231,7 +223,7 @@ def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
 
 def _merge(setting: Setting, quantizer: Quantizer) -> Adapted:
     module, _ = _with_baseline(_wrapped(setting), setting)
-    packed = _quantized(setting, merge_lora(module), quantizer)
+    packed = _quantized(setting, merge_lora(module), quantizer, merged=True)
     return Adapted(decoded_model(packed)[0], packed, kin=True)
 
 

@@ -23,11 +23,19 @@ from bench.models import Model, fingerprint, load
 from bench.models.fingerprint import digest_of
 from bench.protocol import Protocol
 from bench.tasks import Outputs, Rates, Task, find
+from bench.tasks.classification import Classification
+from bench.tasks.heads import fit_logistic
 from bench.train import Schedule, optimizer_of, train
 
-__all__ = ["Setting", "baseline_adapter", "baseline_outputs", "fit", "setting_of"]
+__all__ = ["Setting", "baseline_adapter", "baseline_outputs", "fit", "setting_of", "with_logistic_head"]
 
 SPEED_FIELDS = ("speed_batch", "prefill_tokens", "train_batch", "train_tokens", "speed_rounds", "speed_seconds")
+CALIBRATION_FIELDS = (
+    "calibration_texts",
+    "calibration_windows",
+    "calibration_tokens",
+    "calibration_gradient_tokens",
+)
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
     "bench/adapt.py",
@@ -67,7 +75,7 @@ class Setting:
     @cached_property
     def parts(self) -> dict[str, Any]:
         """All that decides the baseline's adapter and outputs, as JSON values."""
-        settings = {k: v for k, v in self.protocol.settings().items() if k not in SPEED_FIELDS}
+        settings = {k: v for k, v in self.protocol.settings().items() if k not in SPEED_FIELDS + CALIBRATION_FIELDS}
         return {
             "model": fingerprint(self.model.spec),
             "task": self.task.name,
@@ -108,6 +116,19 @@ def setting_of(model: str, task: str, protocol: Protocol, seed: int, device: str
     loaded = _model(model, device)
     found.check(loaded)
     return Setting(loaded, found, protocol, seed)
+
+
+def with_logistic_head(setting: Setting) -> nn.Module:
+    """The model before any adapter; the head of an encoder is the logistic regression on its features."""
+    module = setting.task.wrap(setting.model, setting.seed)
+    if isinstance(setting.task, Classification):
+        loader, _ = setting.task.train_texts(setting.model, setting.protocol).by_length(setting.protocol.batch)
+        with torch.inference_mode():
+            there = [b.to(setting.device) for b in loader]
+            rows = [(module.embed(b.input_ids, b.attention_mask), b.labels) for b in there]  # type: ignore[operator]
+        features, labels = (torch.cat(column).cpu().clone() for column in zip(*rows, strict=True))
+        module.head = fit_logistic(features, labels).to(setting.device)
+    return module
 
 
 def fit(

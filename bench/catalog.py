@@ -101,15 +101,17 @@ def _method_row(name: str) -> dict[str, Any]:
     """Bits are those stored for a 256 x 256 matrix, counted."""
     import torch
 
-    from quant import METHODS
+    from quant import METHODS, Calibration
 
     method = METHODS[name]
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-    bits = round(method.quantize(weight).bits_per_weight, 3)
+    known = {"": Calibration.neutral(*weight.shape)}
+    bits = round(method.for_layers({"": weight}, known)[""].quantize(weight, known[""]).bits_per_weight, 3)
     return {
         "method": name,
         "family": method.family,
         "bits": bits,
+        "calibration": ", ".join(sorted(method.needs)),
         "idea": method.idea,
         "settings": method.settings(),
         "source": method.source,

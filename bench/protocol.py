@@ -69,6 +69,13 @@ class Protocol:
     wiki_tokens: int = 768
     review_tokens: int = 768
 
+    # calibration: texts of the train pool for classification, windows of so many tokens for language modelling;
+    # gradients, text by text, of about as many tokens of them as are named
+    calibration_texts: int = 256
+    calibration_windows: int = 64
+    calibration_tokens: int = 128
+    calibration_gradient_tokens: int = 3072
+
     # speed
     speed_batch: int = 1
     prefill_tokens: int = 64
@@ -132,6 +139,10 @@ QUICK = Protocol(
     window=64,
     wiki_tokens=512,
     review_tokens=512,
+    calibration_texts=32,
+    calibration_windows=8,
+    calibration_tokens=64,
+    calibration_gradient_tokens=256,
     prefill_tokens=32,
     train_tokens=32,
     speed_rounds=6,

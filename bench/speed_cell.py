@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bench.adapt import lora_config
 from bench.baseline import Setting
+from bench.calibration import calibration_of
 from bench.data import CORPORA, Batch, evenly
 from bench.measure.memory import static_memory
 from bench.measure.speed import speed_group, time_quantize
@@ -34,11 +35,12 @@ def speed_cell(setting: Setting, quantizer: Quantizer) -> dict[str, Any]:
     """The record's `memory`, `training_memory` and `speed` groups."""
     p = setting.protocol
     wrapped = setting.task.wrap(setting.model, setting.seed)
-    weights = [layer.weight.detach() for layer in linears(wrapped, p.skip).values()]
-    seconds = time_quantize(quantizer, weights, repeats=p.speed_rounds, seconds=p.speed_seconds / 4)
+    weights = {name: layer.weight.detach() for name, layer in linears(wrapped, p.skip).items()}
+    known = calibration_of(setting, quantizer)
+    seconds = time_quantize(quantizer, weights, known, repeats=p.speed_rounds, seconds=p.speed_seconds / 4)
     config = lora_config(setting)
     baseline = add_lora(wrapped, config)
-    model = add_lora(quantize_model(wrapped, quantizer, skip=p.skip), config)
+    model = add_lora(quantize_model(wrapped, quantizer, skip=p.skip, calibration=known), config)
     batch = _ids(setting, p.train_batch, p.train_tokens)
     group = speed_group(
         baseline,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ __all__ = [
     "FORMATS",
     "METHODS",
     "PARTS",
+    "STATISTICS",
     "Calibration",
     "QuantizedTensor",
     "Quantizer",
@@ -51,12 +52,27 @@ class UnsupportedError(ValueError):
     """The settings are fine, but this weight cannot be stored in this format; the text says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
-    """What a data-aware method may know about a layer: second moments of its input, [k, k] and the sample count."""
+    """What a data-aware method may know about a layer [n, k] beyond its weight; `quant.calibrate` gathers it.
+
+    second_moment   [k, k] float32, the mean of x x^T over the `n_samples` rows x that went into the layer
+    magnitude       [k] float32, the mean of |x|
+    fisher          [n, k] floating, the mean over texts of the squared gradient of the loss with respect to the weight
+    """
 
     second_moment: Tensor | None = None
+    magnitude: Tensor | None = None
+    fisher: Tensor | None = None
     n_samples: int = 0
+
+    @classmethod
+    def neutral(cls, n: int, k: int) -> Calibration:
+        """What nothing is known about: inputs are independent and of unit size, all weights matter alike."""
+        return cls(torch.eye(k), torch.ones(k), torch.ones(n, k), 1)
+
+
+STATISTICS = ("second_moment", "magnitude", "fisher")
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,12 @@ class Quantizer(ABC):
     def family(self) -> str:
         """One of `FAMILIES`; decides the colour in every plot."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The fields of `Calibration`, of `STATISTICS`, without which it cannot quantize; those of nested ones too."""
+        nested = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return frozenset().union(*(q.needs for q in nested if isinstance(q, Quantizer)))
+
     @abstractmethod
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         """`weight` is [n, k] float32, contiguous, finite, and the caller's own copy is not aliased for writing."""
@@ -83,15 +105,38 @@ class Quantizer(ABC):
         """Quantize `weight` [n, k] of a floating dtype; the result stands for that shape and dtype.
 
         Raises TypeError for an integer weight, ValueError for a weight that is not 2-D, is empty or holds NaN or
-        infinity (naming the first index), UnsupportedError for magnitudes beyond 2**100 or a shape that the format
-        cannot hold. Magnitudes below 2**-100 are stored as zero.
+        infinity (naming the first index) and for a calibration that lacks what the method needs or is of another
+        shape, UnsupportedError for magnitudes beyond 2**100 or a shape that the format cannot hold. Magnitudes below
+        2**-100 are stored as zero.
         """
+        if self.needs:
+            self._check(calibration, weight)
         quantized = self._quantize(checked(weight), calibration)
         return dataclasses.replace(quantized, dtype=weight.dtype)
 
-    def for_model(self, weights: Iterable[Tensor]) -> Quantizer:
-        """The quantizer to use for every weight of one model; a method with a model-wide rule returns a new one."""
-        return self
+    def _check(self, calibration: Calibration | None, weight: Tensor) -> None:
+        for name in sorted(self.needs):
+            given = None if calibration is None else getattr(calibration, name)
+            if given is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs the calibration's {name}, which was not given: gather it with "
+                    f"quant.calibrate(model, batches, needs={{{name!r}}}) and pass it on"
+                )
+            n, k = weight.shape
+            want = {"second_moment": (k, k), "magnitude": (k,), "fisher": (n, k)}[name]
+            if tuple(given.shape) != want:
+                raise ValueError(f"calibration's {name} must be {list(want)}, got {list(given.shape)}")
+            if not bool(torch.isfinite(given).all()):
+                raise ValueError(f"calibration's {name} is not finite")
+
+    def for_layers(
+        self, weights: Mapping[str, Tensor], calibration: Mapping[str, Calibration] | None = None
+    ) -> Mapping[str, Quantizer]:
+        """The quantizer of each layer of one model, by name; a method with a model-wide rule returns new ones.
+
+        `weights` [n, k] are what each layer holds; a weight that layers share may stand under several names.
+        """
+        return dict.fromkeys(weights, self)
 
     @property
     def trainable(self) -> tuple[str, ...]:

@@ -249,13 +249,14 @@ def quantize_model(
 ) -> nn.Module:
     """A copy of `model` whose linear layers (see `linears`) are `QuantizedLinear`; all else shares memory with it.
 
-    A layer below a LoRA is replaced and its adapter kept. `calibration` is looked up by layer name. Raises
+    A layer below a LoRA is replaced and its adapter kept. `calibration` (see `quant.calibrate`) is looked up by
+    layer name, one layer at a time. Raises
     ValueError where there is nothing to quantize or a weight cannot be quantized, naming the layer.
     """
     chosen = linears(model, skip)
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no linear layer to quantize outside skip={skip}")
-    fitted = _fitted(quantizer, chosen)
+    fitted = _fitted(quantizer, chosen, calibration)
     made: dict[int, QuantizedLinear] = {}
     known: dict[int, QuantizedTensor] = {}
     copied = share(model)
@@ -264,19 +265,27 @@ def quantize_model(
         if id(layer) not in made:
             if id(layer.weight) not in known:
                 with _naming(name):
-                    known[id(layer.weight)] = fitted.quantize(layer.weight.detach(), (calibration or {}).get(name))
+                    known[id(layer.weight)] = fitted[name].quantize(layer.weight.detach(), _known(calibration, name))
             bias = cast("nn.Parameter | None", copied.get_submodule(name).bias)
             made[id(layer)] = QuantizedLinear(
-                known[id(layer.weight)], bias, engine, compute_dtype=compute_dtype, trainable=fitted.trainable
+                known[id(layer.weight)], bias, engine, compute_dtype=compute_dtype, trainable=fitted[name].trainable
             )
         new[name] = made[id(layer)]
     return replace_modules(copied, new)
 
 
-def _fitted(quantizer: Quantizer, layers: Mapping[str, nn.Linear]) -> Quantizer:
-    """`quantizer.for_model`; where it refuses a weight, the layer is named."""
+def _known(calibration: Mapping[str, Calibration] | None, name: str) -> Calibration | None:
+    return None if calibration is None or name not in calibration else calibration[name]
+
+
+def _fitted(
+    quantizer: Quantizer, layers: Mapping[str, nn.Linear], calibration: Mapping[str, Calibration] | None
+) -> Mapping[str, Quantizer]:
+    """`quantizer.for_layers`; where it refuses a weight, the layer is named."""
+    weights: dict[int, Tensor] = {}
+    named = {n: weights.setdefault(id(layer.weight), layer.weight.detach()) for n, layer in layers.items()}
     try:
-        return quantizer.for_model([layer.weight.detach() for layer in layers.values()])
+        return quantizer.for_layers(named, calibration)
     except (TypeError, ValueError):
         for name, layer in layers.items():
             with _naming(name):

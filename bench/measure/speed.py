@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bench.measure.clock import Clock, interleaved
 from bench.measure.stats import FEWEST, paired_ratio, stat
-from quant import Quantizer
+from quant import Calibration, Quantizer
 from quant.linear import QuantizedLinear
 
 __all__ = ["implementation", "speed_group", "time_quantize"]
@@ -104,17 +104,25 @@ def speed_group(
 
 
 def time_quantize(
-    quantizer: Quantizer, weights: Sequence[Tensor], *, repeats: int = 3, seconds: float = 3.0
+    quantizer: Quantizer,
+    weights: Mapping[str, Tensor],
+    calibration: Mapping[str, Calibration] | None = None,
+    *,
+    repeats: int = 3,
+    seconds: float = 3.0,
 ) -> list[float]:
-    """Seconds to quantize all of `weights`, once a pass; a further pass starts only within `seconds`."""
+    """Seconds to quantize all of `weights`, by layer, once a pass; a further pass starts only within `seconds`.
+
+    The calibration is given: its gathering is not in the time.
+    """
     refuse_interpreter()
-    clock = Clock(weights[0].device)
+    clock = Clock(next(iter(weights.values())).device)
     samples: list[float] = []
 
     def all_of_them() -> None:
-        fitted = quantizer.for_model(weights)
-        for weight in weights:
-            fitted.quantize(weight)
+        fitted = quantizer.for_layers(weights, calibration)
+        for name, weight in weights.items():
+            fitted[name].quantize(weight, None if calibration is None else calibration.get(name))
 
     start = time.perf_counter()
     while len(samples) < max(1, repeats) and (not samples or time.perf_counter() - start + samples[-1] < seconds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,6 +66,14 @@ class Task(ABC):
     @abstractmethod
     def steps(self, protocol: Protocol) -> int:
         """Training steps."""
+
+    @abstractmethod
+    def calibration_batches(self, model: Model, protocol: Protocol, batch: int) -> Iterable[Batch]:
+        """Texts of the train pool, `batch` at a time, for calibrated methods."""
+
+    @abstractmethod
+    def forward(self, module: nn.Module, batch: Batch) -> Tensor:
+        """The logits of `module` for `batch`."""
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:

@@ -72,10 +72,20 @@ class Classification(Task):
         sizes = self.sizes(protocol)
         return sizes.epochs * -(-sizes.train // protocol.batch)
 
+    def calibration_batches(self, model: Model, protocol: Protocol, batch: int) -> DataLoader[Any]:
+        sizes = self.sizes(protocol)
+        pool = CORPORA[self.corpora[0]].examples("train")
+        texts = evenly(pool, min(protocol.calibration_texts, len(pool)))
+        return Texts(texts, model.tokenizer, sizes.tokens).by_length(batch)[0]
+
+    def forward(self, module: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = module(batch.input_ids, batch.attention_mask)
+        return logits
+
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         if batch.labels is None:
             raise ValueError("a classifier trains on labelled texts")
-        return nn.functional.cross_entropy(module(batch.input_ids, batch.attention_mask), batch.labels)
+        return nn.functional.cross_entropy(self.forward(module, batch), batch.labels)
 
     def outputs(
         self, module: nn.Module, model: Model, protocol: Protocol, baseline: Outputs | None, keep: bool = False

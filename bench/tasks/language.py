@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bench.data import CORPORA, Batch, Windows, windows_of
+from bench.data.batches import CHARACTERS_PER_TOKEN
 from bench.metrics import TEXT_METRICS
 from bench.models import Kind, Model
 from bench.protocol import Protocol
@@ -46,12 +47,22 @@ class Language(Task):
     def batches(self, model: Model, protocol: Protocol, seed: int) -> DataLoader[Any]:
         pool = CORPORA[self.corpora[0]].examples("train")
         wanted = protocol.lm_steps * protocol.lm_batch
-        fitting = min(wanted, sum(len(e.text) >= 6 * protocol.lm_tokens for e in pool))
+        fitting = min(wanted, sum(len(e.text) >= CHARACTERS_PER_TOKEN * protocol.lm_tokens for e in pool))
         windows = windows_of(pool, model.tokenizer, fitting, protocol.lm_tokens)
         return windows.shuffled(protocol.lm_batch, seed)
 
     def steps(self, protocol: Protocol) -> int:
         return protocol.lm_steps
+
+    def calibration_batches(self, model: Model, protocol: Protocol, batch: int) -> list[Batch]:
+        pool = CORPORA[self.corpora[0]].examples("train")
+        fitting = sum(len(e.text) >= CHARACTERS_PER_TOKEN * protocol.calibration_tokens for e in pool)
+        count = min(protocol.calibration_windows, fitting)
+        windows = windows_of(pool, model.tokenizer, count, protocol.calibration_tokens)
+        return [Windows.collate(list(windows.tokens[start : start + batch])) for start in range(0, len(windows), batch)]
+
+    def forward(self, module: nn.Module, batch: Batch) -> Tensor:
+        return _logits(module, batch)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         logits = _logits(module, batch)[:, :-1]

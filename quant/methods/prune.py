@@ -11,7 +11,7 @@ The counts are exact: of equal magnitudes the first in row-major order go first.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +43,8 @@ class Pruning(Quantizer):
 class Magnitude(Pruning):
     """Prune the share `sparsity` of smallest magnitude, `scope` "layer" or "global".
 
-    A global one takes `threshold` from `for_model`: below it all weights of the model go, and of those equal to it the
-    share `ties` in every layer, so that the model's count is exact to one weight a layer. Without `for_model` the
+    A global one takes `threshold` from `for_layers`: below it all weights of the model go, and of those equal to it the
+    share `ties` in every layer, so that the model's count is exact to one weight a layer. Without `for_layers` the
     model is the one layer.
     """
 
@@ -66,13 +66,16 @@ class Magnitude(Pruning):
         if not 0 <= self.ties <= 1:
             raise ValueError(f"ties must be 0..1, got {self.ties}")
 
-    def for_model(self, weights: Iterable[Tensor]) -> Quantizer:
+    def for_layers(
+        self, weights: Mapping[str, Tensor], calibration: Mapping[str, Calibration] | None = None
+    ) -> Mapping[str, Quantizer]:
         if self.scope == "layer":
-            return self
-        layers = list(weights)
+            return dict.fromkeys(weights, self)
+        layers = list({id(w): w for w in weights.values()}.values())
         count = round(self.sparsity * sum(w.numel() for w in layers))
         threshold, below, equal = smallest(layers, count)
-        return dataclasses.replace(self, threshold=threshold, ties=(count - below) / equal if equal else 0.0)
+        fitted = dataclasses.replace(self, threshold=threshold, ties=(count - below) / equal if equal else 0.0)
+        return dict.fromkeys(weights, fitted)
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         size = weight.abs()

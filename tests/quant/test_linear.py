@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from quant import METHODS, LoRAConfig, QuantizedLinear, add_lora, linears, quantize_model
+from quant import METHODS, Calibration, LoRAConfig, QuantizedLinear, add_lora, linears, quantize_model
 from quant.formats import Codebook
 from quant.methods.uniform import Uniform
 
@@ -78,18 +79,20 @@ def test_an_error_names_the_layer_and_an_empty_choice_is_an_error() -> None:
         quantize_model(nn.Sequential(nn.ReLU()), Uniform())
 
 
-def test_for_model_is_asked_once_with_every_weight() -> None:
+def test_for_layers_is_asked_once_with_every_weight_and_decides_by_layer() -> None:
     seen: list[int] = []
 
     @dataclass(frozen=True)
     class Watching(Uniform):
-        def for_model(self, weights: object) -> Uniform:
-            seen.append(len(list(weights)))  # type: ignore[call-overload]
-            return Uniform(8, "channel")
+        def for_layers(
+            self, weights: Mapping[str, torch.Tensor], calibration: Mapping[str, Calibration] | None = None
+        ) -> Mapping[str, Uniform]:
+            seen.append(len(weights))
+            return {name: Uniform(8 if name == "0" else 4, "channel") for name in weights}
 
     q = quantize_model(model(), Watching())
     assert seen == [2]
-    assert q[0].weight_qt.bits == 8
+    assert (q[0].weight_qt.bits, q[2].weight_qt.bits) == (8, 4)
 
 
 def test_no_stored_tensor_is_called_weight_and_it_is_no_nn_linear() -> None:

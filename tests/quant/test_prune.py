@@ -75,14 +75,15 @@ def test_smallest_agrees_with_a_sort():
 
 def test_global_scope_prunes_the_layer_of_small_weights():
     layers = [gaussian(32, 64), gaussian(32, 64) * 0.1]
-    method = METHODS["prune-50-global"].for_model(iter(layers))
-    masks = [method.quantize(w).kept() for w in layers]
+    named = {str(i): w for i, w in enumerate(layers)}
+    methods = METHODS["prune-50-global"].for_layers(named)
+    masks = [methods[name].quantize(w).kept() for name, w in named.items()]
     assert int(sum(m.sum() for m in masks)) == 32 * 64
     smallest_kept = min(w.abs()[m].min() for w, m in zip(layers, masks, strict=True))
     assert max(w.abs()[~m].max() for w, m in zip(layers, masks, strict=True)) < smallest_kept
     assert masks[0].sum() > masks[1].sum()
     local = METHODS["prune-50"]
-    assert [int(local.for_model(layers).quantize(w).kept().sum()) for w in layers] == [1024, 1024]
+    assert [int(local.for_layers(named)[n].quantize(w).kept().sum()) for n, w in named.items()] == [1024, 1024]
 
 
 @pytest.mark.parametrize("values", [EXACT, Uniform(4, 64), METHODS["kmeans-4bit-tensor"]])
