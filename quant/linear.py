@@ -18,6 +18,7 @@ from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError
 from quant.engines import ENGINES, Prepared, choose
 from quant.engines.choice import check_name
 from quant.engines.triton import DTYPES, Fused, Triton
+from quant.formats import Composed
 from quant.modules import DEFAULT_SKIP, linears, replace_modules, share
 from quant.product import Product
 
@@ -168,6 +169,7 @@ class QuantizedLinear(nn.Module):
         flat = dy.reshape(-1, self.out_features)
         dtype = self.compute_dtype or dy.dtype
         name = self.engine if self.engine in ("dense", "reference") else "tiled"
+        name = "around" if name == "tiled" and isinstance(self._weight, Composed) else name
         dx = self._ready("triton" if self._on_kernels(dy.device, dtype) else name, dtype).transposed(flat.to(dtype))
         return dx.to(dy.dtype).view(*dy.shape[:-1], self.in_features)
 

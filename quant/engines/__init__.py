@@ -8,11 +8,12 @@ part of the stored bytes.
 from quant.engines.aten import Int4Pack, Int8Pack
 from quant.engines.base import ENGINES, Engine, Prepared
 from quant.engines.choice import choose
+from quant.engines.composed import Around
 from quant.engines.plain import Dense, Reference
 from quant.engines.tiles import Lut, Tiled
 from quant.engines.triton import Triton
 
-for _engine in (Reference(), Dense(), Int4Pack(), Int8Pack(), Lut(), Tiled(), Triton()):
+for _engine in (Reference(), Dense(), Int4Pack(), Int8Pack(), Lut(), Tiled(), Around(), Triton()):
     ENGINES[_engine.name] = _engine
 
 __all__ = ["ENGINES", "Engine", "Prepared", "choose"]

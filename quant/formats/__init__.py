@@ -3,6 +3,7 @@
 from quant.formats.affine import Affine, Integers
 from quant.formats.bitmask import BitMask
 from quant.formats.codebook import Codebook, FixedCodebook
+from quant.formats.composed import Composed, Scaled
 from quant.formats.dense import Dense
 from quant.formats.e8m0 import E8M0
 from quant.formats.n_of_m import NofM
@@ -14,10 +15,12 @@ __all__ = [
     "Affine",
     "BitMask",
     "Codebook",
+    "Composed",
     "Dense",
     "FixedCodebook",
     "Integers",
     "KeptRows",
     "NofM",
     "Reshaped",
+    "Scaled",
 ]
