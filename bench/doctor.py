@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 from packaging.version import InvalidVersion, Version
 
+from bench.compiler import REMEDY, compiler_problem
 from bench.provenance import cpu_model, default_threads
 
 __all__ = ["RANGES", "Check", "examine", "in_range", "shown", "verdict"]
@@ -47,7 +48,8 @@ def in_range(version: str, low: str, high: str) -> bool:
 def examine(results: Path) -> list[Check]:
     """Every check, in the order in which a reader would mend them; none raises."""
     checks = [_python(), *(_library(name) for name in RANGES), _cpu(), _memory(), _disk(results)]
-    return [*checks, _cuda(), *_assets(), _cache(), _writable("results", results)]
+    cuda = _cuda()
+    return [*checks, cuda, _compiler(needed=cuda.state == OK), *_assets(), _cache(), _writable("results", results)]
 
 
 def verdict(checks: list[Check]) -> str:
@@ -60,6 +62,8 @@ def verdict(checks: list[Check]) -> str:
     if not absent:
         can += ", bench run default (about twenty minutes), bench run full"
     cuda = "On the GPU too: --device cuda." if states.get("cuda") == OK else "Figures on a GPU need a CUDA device."
+    if states.get("cuda") == OK and states.get("compiler") == MISSING:
+        cuda = "On the GPU nothing before there is a C compiler."
     need = f" The others need {', '.join(absent)}." if absent else ""
     return f"You can run: {can}.{need} {cuda}"
 
@@ -141,6 +145,14 @@ def _cuda() -> Check:
         return Check("cuda", LIMITED, "no CUDA device", fix)
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Check("cuda", OK, ", ".join(names))
+
+
+def _compiler(*, needed: bool) -> Check:
+    """Triton's kernels are launched by code that a C compiler builds; on a machine without a GPU it is not needed."""
+    found, problem = compiler_problem()
+    if not problem:
+        return Check("compiler", OK, f"{found}, with Python.h")
+    return Check("compiler", MISSING if needed else LIMITED, problem, REMEDY if needed else "needed on a GPU only")
 
 
 def _assets() -> list[Check]:

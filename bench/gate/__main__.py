@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from bench.errors import BenchError, CannotRunError, UsageError
-from bench.provenance import commit, device_name
+from bench.provenance import commit, device_name, versions
 
 __all__ = ["main"]
 
@@ -64,6 +65,8 @@ def _parser() -> _Parser:
     add("--same", action="store_true", help="measure even if both versions have the same sources")
     add("--allow-busy", action="store_true", help="on a GPU that other processes use, too")
     add("--results", type=Path, default=ROOT / "results", help="where the records of check and record are")
+    add("--file", type=Path, help="of record: where it goes (default: below --results, by the name of the device)")
+    add("--seconds", type=float, default=math.inf, help="of record: begin no further case after so many")
     add("--json", type=Path, default=ROOT / LOCAL, help=f"where the findings go (default: {LOCAL})")
     return parser
 
@@ -127,13 +130,25 @@ def _record(args: argparse.Namespace, device: str, folder: Path) -> int:
     from bench.gate.trees import working
 
     about, tree = _about(device), working(ROOT, folder)
-    path = record.place(args.results, about)
+    path = record.place(args.results, about, args.file)
     head, dirty = commit()
-    found = dict(_told(record.series(tree, _cases(device, args.only), _clock(device))))
-    kept = {k: about[k] for k in record.NAMED}
-    record.write(path, {**kept, "commit": head, "dirty": dirty, "sources": tree.digest()}, found)
-    print(f"{len(found)} cases on record in {path}")
-    return 0
+    kept: dict[str, Any] = {k: about[k] for k in record.NAMED}
+    kept |= {"commit": head, "dirty": dirty, "sources": tree.digest(), "versions": versions()}
+    found: dict[str, Any] = {}
+    lacking: dict[str, str] = {}
+    cases = _cases(device, args.only)
+    for name, one in _told(record.series(tree, cases, _clock(device), spare=lacking.__setitem__, seconds=args.seconds)):
+        found[name] = one
+        record.write(path, kept | {"lacking": lacking}, found)
+    if found and lacking:
+        record.write(path, kept | {"lacking": lacking}, found)
+    late = [name for name, why in lacking.items() if why == record.LATE]
+    for name in (failed := [name for name in lacking if name not in late]):
+        print(f"failed: {name}: {lacking[name]}")
+    for name in late:
+        print(f"not reached: {name}")
+    print(f"{len(found)} cases on record in {path}; failed {len(failed)}, not reached {len(late)}")
+    return 2 if failed else 0 if found else 4
 
 
 def _end(args: argparse.Namespace, rows: Sequence[Any], rule: Any, about: dict[str, Any]) -> int:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import os
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +32,12 @@ from bench.gate.compare import ELSEWHERE, Cases, Row, WrongResultError, sides_of
 from bench.gate.trees import Tree
 from bench.gate.verdict import Finding, Interval, Rule, change_since, interval, judge
 
-__all__ = ["FILE", "NoRecordError", "Series", "checked", "find", "place", "read", "series", "write"]
+__all__ = ["FILE", "LATE", "NoRecordError", "Series", "checked", "find", "place", "read", "series", "write"]
 
 FILE = "speeds.json"
 SCHEMA = 1
 BLOCKS = 36
+LATE = "the time budget ended before it"
 NAMED = ("device", "clock", "torch")  # records that differ in one of these are not compared
 
 
@@ -50,20 +54,41 @@ class Series:
     elsewhere: float = 0.0
 
 
-def series(tree: Tree, cases: Cases, clock: Stopwatch, only: Iterable[str] | None = None, seed: int = 0) -> Any:
-    """Yields (name, Series) of each case (of `only`); raises WrongResultError before the time of a wrong result."""
+def series(
+    tree: Tree,
+    cases: Cases,
+    clock: Stopwatch,
+    only: Iterable[str] | None = None,
+    seed: int = 0,
+    spare: Callable[[str, str], None] | None = None,
+    seconds: float = math.inf,
+) -> Iterator[tuple[str, Series]]:
+    """Yields (name, Series) of each case (of `only`) that is begun within `seconds`.
+
+    Raises WrongResultError before the time of a wrong result. With `spare` neither that nor any other failure of a
+    case ends it: `spare(name, why)` is told, also of a case that time does not suffice for.
+    """
     wanted = None if only is None else set(only)
+    end = time.monotonic() + seconds
     with sides_of((tree,), (0,)) as (side,):
         for case in cases(side, side):
             if wanted is not None and case.name not in wanted:
                 continue
             try:
+                if time.monotonic() >= end:
+                    raise CannotRunError(LATE)
                 ready = case.build(side)
+                if wrong := ready.wrong():
+                    raise WrongResultError(f"{case.name}: wrong result in {tree.label}: {wrong}; it was not timed")
+                found = _measured(case, ready, clock, seed)
             except (Missing, ImportError):
                 continue
-            if wrong := ready.wrong():
-                raise WrongResultError(f"{case.name}: wrong result in {tree.label}: {wrong}; it was not timed")
-            yield case.name, _measured(case, ready, clock, seed)
+            except Exception as error:
+                if spare is None:
+                    raise
+                spare(case.name, (str(error).strip() or type(error).__name__).splitlines()[0][:300])
+                continue
+            yield case.name, found
 
 
 def checked(record: Mapping[str, Any], now: Mapping[str, Series], rule: Rule) -> list[Row]:
@@ -80,12 +105,14 @@ def checked(record: Mapping[str, Any], now: Mapping[str, Series], rule: Rule) ->
 
 
 def write(path: Path, about: Mapping[str, Any], found: Mapping[str, Series]) -> None:
-    """The record of `found`; `about` says what it was measured on."""
+    """The record of `found`, whole or not at all; `about` says what it was measured on."""
     cases = {n: {"log_ratios": _short(s.ratios), "control": _short(s.control)} for n, s in found.items()}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(case, allow_nan=False)}" for name, case in cases.items())
     head = json.dumps({"schema": SCHEMA, **about}, indent=1)[:-2]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{head},\n "cases": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
+    written = path.with_name(f"{path.name}.{os.getpid()}")
+    written.write_text(f'{head},\n "cases": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
+    written.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -118,11 +145,15 @@ def find(results: Path, about: Mapping[str, Any]) -> Path:
     raise NoRecordError(f"no record of {here} below {results}{listed}. Make one: python -m bench.gate record")
 
 
-def place(results: Path, about: Mapping[str, Any]) -> Path:
-    """Where a new record goes: over that of the same device. Raises UsageError where one of another device lies."""
-    with suppress(NoRecordError):
-        return find(results, about)
-    path: Path = results / about["folder"] / FILE
+def place(results: Path, about: Mapping[str, Any], file: Path | None = None) -> Path:
+    """Where a new record goes: `file`, else over that of the same device.
+
+    Raises UsageError where one of another device lies.
+    """
+    if file is None:
+        with suppress(NoRecordError):
+            return find(results, about)
+    path: Path = file or results / about["folder"] / FILE
     if path.exists() and (other := read(path)["device"]) != about["device"]:
         raise UsageError(f"{path} is of {other!r}, this is {about['device']!r}: move it to another folder of {results}")
     return path

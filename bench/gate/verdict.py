@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
 
 __all__ = ["Finding", "Interval", "Rule", "change_since", "decide", "interval", "judge", "trimmed_means"]
 
@@ -134,6 +133,8 @@ def _trimmed(x: Floats) -> float:
 
 def _tails(n: int, level: float) -> tuple[float, float]:
     """The quantiles of the bootstrap that make a `level` interval of a trimmed mean of `n`."""
+    from scipy.stats import norm, t  # here: a record is also made on machines without it
+
     kept = n - 2 * int(TRIM * n)
     tail = float(norm.cdf(math.sqrt(kept / (kept - 1)) * t.ppf((1 - level) / 2, kept - 1)))
     return tail, 1 - tail

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from bench.static.screen import Screen
 
 __all__ = ["main"]
 
@@ -30,19 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the gate with the options `argv` (default: of this process) and return its exit code."""
     options = _parser().parse_args(argv)
     os.environ.setdefault("TRITON_CACHE_DIR", str(Path(".cache/triton").absolute()))  # before triton is imported
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    screen = Screen()
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        console.print("error: TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
+        screen.print("error: TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
         return 2
     if options.predict:
         from bench.static.predict import write
 
-        write(options.folder / "predictions.md", options.only, console)
+        write(options.folder / "predictions.md", options.only, screen)
         return 0
-    return _gate(options, console)
+    return _gate(options, screen)
 
 
-def _gate(options: argparse.Namespace, console: Console) -> int:
+def _gate(options: argparse.Namespace, screen: Screen) -> int:
     from bench.static.compare import baseline_file, compare, load, merged, save
     from bench.static.figures import measure, selected
     from bench.static.table import print_rows, summary
@@ -51,25 +51,25 @@ def _gate(options: argparse.Namespace, console: Console) -> int:
     targets = options.target or list(TARGETS)
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
-        console.print(f"error: unknown target {unknown[0]!r}; known: {', '.join(TARGETS)}")
+        screen.print(f"error: unknown target {unknown[0]!r}; known: {', '.join(TARGETS)}")
         return 2
     started = time.monotonic()
     now = measure(options.only, targets, options.workers)
     if not now:
-        console.print(f"error: no kernel matches {options.only!r}")
+        screen.print(f"error: no kernel matches {options.only!r}")
         return 2
     file = baseline_file(options.folder, VERSION)
     base = load(file)
     known = None if base is None else {case: known for case, known in base.items() if selected(case, options.only)}
     rows = compare(now, known, targets)
-    print_rows(console, rows, quiet=("OK",) if options.write is None else ("OK", "NEW", "GONE"))
-    console.print(f"{summary(rows)} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+    print_rows(screen, rows, quiet=("OK",) if options.write is None else ("OK", "NEW", "GONE"))
+    screen.print(f"{summary(rows)} ({time.monotonic() - started:.0f} s)")
     if base is None:
         said = "only the rules that hold always were checked; `python -m bench.static --write` makes a baseline."
-        console.print(f"No baseline for triton {VERSION} ({file}): {said}", soft_wrap=True)
+        screen.print(f"No baseline for triton {VERSION} ({file}): {said}")
     if options.write is not None:
         save(file, merged(base or {}, now, known or {}, targets), options.write)
-        console.print(f"wrote {file}")
+        screen.print(f"wrote {file}")
         rows = [row for row in rows if row.verdict == "BROKEN"]
     return int(any(row.red for row in rows))
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from bench.static.devices import DEVICES, Device
 from bench.static.model import Prediction, predict
+from bench.static.screen import Screen
 from kernels.aot import VERSION, Compiled, compile_launches
 from kernels.op import Op, operations
 from kernels.tuning import Launch, recorded
@@ -66,28 +64,24 @@ class Line:
     config: str
 
 
-def write(file: Path, only: str, console: Console) -> None:
+def write(file: Path, only: str, screen: Screen) -> None:
     """Write the page for the operations that `only` selects, print the predictions and where they are."""
     lines = [line for name, op in operations().items() if fnmatch.fnmatchcase(name, only) for line in _lines(op)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page(lines), encoding="utf-8")
-    show(console, lines)
-    console.print(f"wrote {len(lines)} predictions (of a model, not measured) to {file}")
+    show(screen, lines)
+    screen.print(f"wrote {len(lines)} predictions (of a model, not measured) to {file}")
 
 
-def show(console: Console, lines: list[Line]) -> None:
+def show(screen: Screen, lines: list[Line]) -> None:
     """Print the predictions, a row for each operation and batch size."""
     title = f"Time predicted for [{N}, {K}], what bounds it, and the roofline's share of it: a model's, not measured"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("operation", "M", *(device.name for device in DEVICES)):
-        table.add_column(heading)
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for line in lines:
         said = f"{line.seconds * 1e6:.1f} us {line.bound}, {100 * line.roofline / line.seconds:.0f} %"
         rows.setdefault((line.operation, line.batch), {})[line.device.name] = said
-    for (operation, batch), said_of in rows.items():
-        table.add_row(operation, batch, *(said_of.get(device.name, "") for device in DEVICES))
-    console.print(table)
+    cells = [(*names, *(said_of.get(device.name, "") for device in DEVICES)) for names, said_of in rows.items()]
+    screen.table(("operation", "M", *(device.name for device in DEVICES)), cells, title)
 
 
 def page(lines: list[Line]) -> str:

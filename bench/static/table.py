@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from bench.static.compare import Row
+from bench.static.screen import Screen
 
 __all__ = ["print_rows", "summary"]
 
@@ -17,7 +14,7 @@ ORDER = ("BROKEN", "WORSE", "NEW", "GONE", "BETTER", "OK")
 COLOURS = {"BROKEN": "red", "WORSE": "red", "BETTER": "green"}
 
 
-def print_rows(console: Console, rows: Sequence[Row], *, quiet: Sequence[str] = ("OK",)) -> None:
+def print_rows(screen: Screen, rows: Sequence[Row], *, quiet: Sequence[str] = ("OK",)) -> None:
     """A line for each row whose verdict is not in `quiet`, the red ones first; targets of one change share a line."""
     shared: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for row in rows:
@@ -25,13 +22,11 @@ def print_rows(console: Console, rows: Sequence[Row], *, quiet: Sequence[str] = 
             shared.setdefault((row.verdict, row.case, row.changes), []).append(row.target)
     if not shared:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("verdict", "kernel", "targets", "what changed"):
-        table.add_column(heading, overflow="fold")
-    for (verdict, case, changes), targets in sorted(shared.items(), key=lambda item: ORDER.index(item[0][0])):
-        colour = COLOURS.get(verdict, "default")
-        table.add_row(f"[{colour}]{verdict}[/]", case, " ".join(targets), "; ".join(changes))
-    console.print(table)
+    lines = [
+        (verdict, case, " ".join(targets), "; ".join(changes))
+        for (verdict, case, changes), targets in sorted(shared.items(), key=lambda item: ORDER.index(item[0][0]))
+    ]
+    screen.table(("verdict", "kernel", "targets", "what changed"), lines, colours=COLOURS)
 
 
 def summary(rows: Sequence[Row]) -> str:

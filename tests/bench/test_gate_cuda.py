@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("scipy", reason="the verdict of the gate needs scipy")
-
 from bench.gate import cuda_cases as module
 from bench.gate.cases import Case, Missing, Ready
 from bench.gate.clocks import HeldClock
@@ -50,6 +48,15 @@ def test_every_operation_is_a_case_and_is_checked(on_cpu):
     assert cases[0].build(on_cpu[1]).wrong() is None
 
 
+def test_products_with_few_rows_come_first(on_cpu):
+    names = [case.name for case in module.cuda_cases(*on_cpu)]
+    assert len(names) == len(set(names))
+    first = [name for name in names if name.endswith("/1x128x128") and "_matmul/" in name]
+    assert names[: len(first)] == first
+    assert len(first) >= 5
+    assert all("_matmul/" not in name for name in names[4 * len(first) :])
+
+
 def test_a_kernel_that_computes_something_else_is_wrong(on_cpu):
     operations = on_cpu[1].module("kernels.op").operations()
     op = operations["affine_matmul"]
@@ -85,6 +92,8 @@ def test_kernels_compile_in_every_copy_and_share_what_is_the_same(tmp_path: Path
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_twice_the_kernels_are_slow_on_a_gpu_and_the_same_are_not(tmp_path: Path):
+    pytest.importorskip("scipy", reason="the verdict of the gate needs scipy")
+
     def build(side, rounds):
         times = rounds if side.tree.label == "new" else 4
         x = torch.ones(2048, 2048, device="cuda", dtype=torch.bfloat16)

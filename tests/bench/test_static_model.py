@@ -8,11 +8,11 @@ import io
 import pytest
 import torch
 import triton
-from rich.console import Console
 
 from bench.static.devices import DEVICES
 from bench.static.model import matrix_operations, predict
 from bench.static.predict import Line, page, show
+from bench.static.screen import Screen
 from kernels.aot import compile_launch
 from kernels.op import operations
 from kernels.tuning import Launch, recorded
@@ -67,9 +67,12 @@ def test_the_page_says_that_it_predicts() -> None:
     assert "| some_matmul | 16 | 40.0 | issue | 10.0 | 25 | BLOCK_N 64, 4 warps |" in text
 
 
-def test_the_terminal_says_that_it_predicts() -> None:
+@pytest.mark.parametrize("rich", [True, False])
+def test_the_terminal_says_that_it_predicts(rich: bool) -> None:
     file = io.StringIO()
-    show(Console(width=160, file=file), [LINE])
+    screen = Screen(file)
+    screen.rich = screen.rich and rich
+    show(screen, [LINE])
     text = file.getvalue()
     assert "predicted" in text
     assert "not measured" in text
