@@ -24,7 +24,7 @@ from quant.methods.nf4 import NF
 from quant.methods.none import Unquantized
 from quant.methods.uniform import Uniform
 
-__all__ = ["Magnitude", "NOfM", "Rows", "smallest"]
+__all__ = ["Magnitude", "NOfM", "Pruning", "Rows", "keep_largest", "keep_where", "pattern", "smallest"]
 
 BF16 = Unquantized("bfloat16")
 LOW = 15  # bits of a float32 magnitude that the second counting pass tells apart
@@ -89,10 +89,15 @@ class Magnitude(Pruning):
         keep = size >= threshold
         if tied:
             keep.view(-1)[(size.view(-1) == threshold).nonzero()[:tied, 0]] = False
-        kept = weight[keep]
-        values = self.values.quantize(kept[None]) if len(kept) else None
-        n, k = weight.shape
-        return BitMask((n, k), torch.float32, pack(keep.to(torch.uint8), 1), values)
+        return keep_where(weight, keep, self.values)
+
+
+def keep_where(weight: Tensor, keep: Tensor, values: Quantizer) -> BitMask:
+    """The weights [n, k] where `keep` [n, k] bool is set, stored by `values` in row-major order."""
+    kept = weight[keep]
+    n, k = weight.shape
+    mask = pack(keep.to(torch.uint8), 1)
+    return BitMask((n, k), torch.float32, mask, values.quantize(kept[None]) if len(kept) else None)
 
 
 def smallest(weights: Sequence[Tensor], count: int) -> tuple[float, int, int]:
@@ -131,18 +136,22 @@ class NOfM(Pruning):
     idea = "the n largest of every m weights are kept, with their places"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= self.m or not 2 <= self.m <= 256:
-            raise ValueError(f"cannot keep {self.n} of {self.m}: need 1 <= n <= m and m 2..256")
+        check_n_of_m(self.n, self.m)
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
-        rows, k = weight.shape
-        short = -k % self.m
-        cells = torch.nn.functional.pad(weight, (0, short)).reshape(rows, -1, self.m)
-        size = torch.nn.functional.pad(weight.abs(), (0, short), value=-1.0).reshape(rows, -1, self.m)
-        places = _largest(size, self.n)
-        kept = cells.gather(2, places).flatten(1)
-        indices = pack(places.flatten(1).to(torch.uint8), (self.m - 1).bit_length())
-        return NofM((rows, k), torch.float32, indices, self.values.quantize(kept), self.n, self.m)
+        return keep_largest(weight, weight.abs(), self.n, self.m, self.values)
+
+
+def keep_largest(weight: Tensor, score: Tensor, n: int, m: int, values: Quantizer) -> NofM:
+    """Of every `m` weights of a row those of the `n` largest scores, stored by `values`; `score` [rows, k] >= 0."""
+    rows, k = weight.shape
+    short = -k % m
+    cells = torch.nn.functional.pad(weight, (0, short)).reshape(rows, -1, m)
+    size = torch.nn.functional.pad(score, (0, short), value=-1.0).reshape(rows, -1, m)
+    places = _largest(size, n)
+    kept = cells.gather(2, places).flatten(1)
+    indices = pack(places.flatten(1).to(torch.uint8), (m - 1).bit_length())
+    return NofM((rows, k), torch.float32, indices, values.quantize(kept), n, m)
 
 
 def _largest(size: Tensor, n: int) -> Tensor:
@@ -179,6 +188,28 @@ def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless `sparsity` is 0 (keep all) to 1 (keep nothing)."""
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must be 0 (keep all) to 1 (keep nothing), got {sparsity}")
+
+
+def check_n_of_m(n: int, m: int) -> None:
+    """Raise ValueError unless `n` of every `m` weights can be kept."""
+    if not 1 <= n <= m or not 2 <= m <= 256:
+        raise ValueError(f"cannot keep {n} of {m}: need 1 <= n <= m and m 2..256")
+
+
+def pattern(sparsity: float | str) -> tuple[int, int] | None:
+    """(n, m) of "n:m", which keeps n of every m weights; None of a share that is pruned. ValueError for others.
+
+    >>> pattern("2:4"), pattern(0.5)
+    ((2, 4), None)
+    """
+    if not isinstance(sparsity, str):
+        check_sparsity(sparsity)
+        return None
+    n, colon, m = sparsity.partition(":")
+    if not (colon and n.isdecimal() and m.isdecimal()):
+        raise ValueError(f"sparsity must be a share from 0 to 1 or a pattern such as '2:4', got {sparsity!r}")
+    check_n_of_m(int(n), int(m))
+    return int(n), int(m)
 
 
 for _percent in (30, 50, 70):
