@@ -66,7 +66,7 @@ def _parser() -> _Parser:
     add("--allow-busy", action="store_true", help="on a GPU that other processes use, too")
     add("--results", type=Path, default=ROOT / "results", help="where the records of check and record are")
     add("--file", type=Path, help="of record: where it goes (default: below --results, by the name of the device)")
-    add("--seconds", type=float, default=math.inf, help="of record: begin no further case after so many")
+    add("--seconds", type=float, default=math.inf, help="of record: begin no further case when the process is so old")
     add("--json", type=Path, default=ROOT / LOCAL, help=f"where the findings go (default: {LOCAL})")
     return parser
 
@@ -128,6 +128,7 @@ def _check(args: argparse.Namespace, device: str, folder: Path) -> int:
 def _record(args: argparse.Namespace, device: str, folder: Path) -> int:
     from bench.gate import record
     from bench.gate.trees import working
+    from bench.gpu.machine import process_age
 
     about, tree = _about(device), working(ROOT, folder)
     path = record.place(args.results, about, args.file)
@@ -136,8 +137,8 @@ def _record(args: argparse.Namespace, device: str, folder: Path) -> int:
     kept |= {"commit": head, "dirty": dirty, "sources": tree.digest(), "versions": versions()}
     found: dict[str, Any] = {}
     lacking: dict[str, str] = {}
-    cases = _cases(device, args.only)
-    for name, one in _told(record.series(tree, cases, _clock(device), spare=lacking.__setitem__, seconds=args.seconds)):
+    cases, seconds = _cases(device, args.only), args.seconds - process_age()
+    for name, one in _told(record.series(tree, cases, _clock(device), spare=lacking.__setitem__, seconds=seconds)):
         found[name] = one
         record.write(path, kept | {"lacking": lacking}, found)
     if found and lacking:

@@ -13,13 +13,13 @@ lost on the way. `--device cpu` proves the paths with tiny sizes: it shows nothi
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import BenchError, CannotRunError
 from bench.gpu import commands
+from bench.gpu.machine import process_age
 
 __all__ = ["main"]
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("command", nargs="?", default="all", choices=sorted(commands.COMMANDS))
     made.add_argument("folder", nargs="?", type=Path, help="of `report`: where the records are")
     made.add_argument("--out", type=Path, help="where records go (default: results/gpu-<device>; on a CPU: nowhere)")
-    made.add_argument("--seconds", type=float, help="the budget (default: 450 for all, none for a single command)")
+    made.add_argument("--seconds", type=float, help="the budget (default: 460 for all, none for a single command)")
     made.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     made.add_argument("--quick", action="store_true", help="three shapes, five numbers of rows")
     made.add_argument(
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if needs and given.device == "cuda":
             require_cuda()
         if given.seconds and given.command != "all":
-            given.seconds = max(1.0, given.seconds - _since_start())
+            given.seconds = max(1.0, given.seconds - process_age())
         code: int = commands.COMMANDS[given.command](given)
         return code
     except BenchError as error:
@@ -65,15 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _since_start() -> float:
-    """Seconds that this process is old, its imports included: a stage's budget counts them."""
-    try:
-        ticks = float(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
-        return float(Path("/proc/uptime").read_text(encoding="ascii").split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def require_cuda() -> None:

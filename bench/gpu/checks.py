@@ -8,17 +8,16 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
 from bench.gpu.agreement import disagreements
 from bench.gpu.first import first_calls
 from bench.gpu.items import Maker, plan
-from bench.gpu.machine import device_record, installed, slug
+from bench.gpu.machine import device_record, installed
 from bench.gpu.routing import bounds_of, find_routes
 from bench.gpu.stages import LOST
-from bench.gpu.store import STAGES, TESTS, Sink, read_lines, results_folder
+from bench.gpu.store import STAGES, TESTS, Sink, folder_of, read_lines, said
 from bench.gpu.suite import Counts, processes, run_suite
 from bench.gpu.sweep import Budget
 from bench.gpu.timing import lost, watch_for
@@ -29,9 +28,7 @@ from kernels.tuned import user_folder
 __all__ = [
     "compile_command",
     "first_call_command",
-    "folder_of",
     "routes_command",
-    "said",
     "tests_command",
     "tuning_command",
 ]
@@ -157,15 +154,3 @@ def line_of(record: dict[str, Any]) -> str:
     shown = record.get(figures.get(record["kind"], ""), "")
     value = shown.get("value") if isinstance(shown, dict) and "value" in shown else shown
     return " ".join(str(part) for part in (record["status"], record["key"], value, record["reason"]) if part != "")
-
-
-def folder_of(given: argparse.Namespace) -> Path | None:
-    """Where records go; figures of a CPU go nowhere unless a folder is named."""
-    out: Path | None = given.out
-    return results_folder(out, slug("cuda")) if given.device == "cuda" else out
-
-
-def said(device: str) -> None:
-    """Say aloud when the figures are a CPU's."""
-    if device == "cpu":
-        print("a CPU with tiny sizes: this proves the paths and shows nothing of the kernels")

@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.provenance import cpu_model, default_threads, provenance
 
-__all__ = ["RIVALS", "clocks", "device_record", "installed", "interpreter_on", "slug", "sparing"]
+__all__ = ["RIVALS", "clocks", "device_record", "installed", "interpreter_on", "process_age", "slug", "sparing"]
 
 RIVALS = ("bitsandbytes", "torchao", "gemlite")
 FIELDS = {
@@ -101,6 +102,15 @@ def device_record(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return out
+
+
+def process_age() -> float:
+    """Seconds that this process is old, its imports included: budgets count them."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
+        return float(Path("/proc/uptime").read_text(encoding="ascii").split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def interpreter_on() -> bool:

@@ -20,7 +20,6 @@ import pytest
 
 from bench.gpu.stages import LOST
 from bench.gpu.suite import COLLECTED
-from bench.gpu.timing import lost
 
 __all__ = ["pytest_collection_modifyitems", "pytest_runtestloop", "urgency"]
 
@@ -52,9 +51,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """A file that cannot be read is a failure, of one of the processes."""
-    if report.failed and taken(report.nodeid):
-        note(test=report.nodeid, outcome="failed", **_text(report))
+    """A file that cannot be read is a failure, one that needs what is not installed is skipped: once for all."""
+    if report.outcome != "passed" and taken(report.nodeid):
+        note(test=report.nodeid, outcome=report.outcome, **_text(report))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,7 +66,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         if session.shouldstop:
             raise session.Interrupted(session.shouldstop)
-        if why := lost():
+        if why := _lost():
             note(lost=item.nodeid, reason=why)
             sys.stdout.flush()
             os._exit(LOST)  # what the device does at a regular end of the process, nobody knows
@@ -78,6 +77,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of a test: of its call, or of the set-up or the end where they did not pass."""
     if report.when == "call" or report.outcome != "passed":
         note(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 3), **_text(report))
+
+
+def _lost() -> str:
+    if "torch" not in sys.modules:  # no test has needed it, and it takes long to import
+        return ""
+    from bench.gpu.timing import lost
+
+    return lost()
 
 
 def taken(name: str) -> bool:

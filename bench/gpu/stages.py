@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,8 +62,14 @@ def plan_seconds(stages: Sequence[Stage], total: float, spent: float, at: int) -
     return max(min(stage.seconds, left), 0.0)
 
 
-def run_stages(stages: Sequence[Stage], total: float, log: Path, environment: Mapping[str, str]) -> list[Outcome]:
-    """Run them in order within `total` seconds; the outcomes, one a stage."""
+def run_stages(
+    stages: Sequence[Stage],
+    total: float,
+    log: Path,
+    environment: Mapping[str, str],
+    after: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
+) -> list[Outcome]:
+    """Run them in order within `total` seconds; the outcomes, one a stage. `after` each it is given those so far."""
     outcomes: list[Outcome] = []
     begin = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
@@ -71,9 +77,11 @@ def run_stages(stages: Sequence[Stage], total: float, log: Path, environment: Ma
             seconds = plan_seconds(stages, total, time.monotonic() - begin, i)
             if seconds < 1:
                 outcomes.append(Outcome(stage.name, "skipped", None, 0.0, "no time was left"))
+                after(outcomes)
                 continue
             _say(f"== {stage.name}: {stage.what} (at most {seconds:.0f} s)", file)
             outcomes.append(run_stage(stage, seconds, file, environment))
+            after(outcomes)
             _say(f"== {stage.name}: {outcomes[-1].status} after {outcomes[-1].wall_s:.0f} s", file)
     return outcomes
 

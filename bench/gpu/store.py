@@ -17,6 +17,7 @@ Figures of a CPU say so in `device`, and are never written below the project's `
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import StoppedError, UsageError
+from bench.gpu.machine import slug
 from bench.records import to_line
 
 __all__ = [
@@ -132,3 +134,15 @@ def counted(records: Iterable[Record]) -> list[Record]:
 def results_folder(out: Path | None, slug: str) -> Path:
     """Where a GPU's figures go: `out`, else results/gpu-<device>."""
     return out or RESULTS / f"gpu-{slug}"
+
+
+def folder_of(given: argparse.Namespace) -> Path | None:
+    """Where records go; figures of a CPU go nowhere unless a folder is named."""
+    out: Path | None = given.out
+    return results_folder(out, slug("cuda")) if given.device == "cuda" else out
+
+
+def said(device: str) -> None:
+    """Say aloud when the figures are a CPU's."""
+    if device == "cpu":
+        print("a CPU with tiny sizes: this proves the paths and shows nothing of the kernels")

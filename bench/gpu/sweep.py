@@ -106,8 +106,11 @@ class Sweep:
         base = next((samples[s.name] for s in competing if s.level == "baseline" and s.name in samples), None)
         clocks = dict(self.clocks()) if ready else {}
         for name, one in ready.items():
-            heads[name] |= {"implementation": one.implementation(), "clocks": clocks}
-            heads[name] |= self.figures(one, samples[name], base)
+            try:
+                figures = self.figures(one, samples[name], base)
+                heads[name] |= {"implementation": one.implementation(), "clocks": clocks, **figures}
+            except Exception as error:
+                heads[name] |= {"status": "failed", "reason": one_line(error)}
         ready.clear()
         for record in heads.values():
             self.emit(record | {"wall_s": time.monotonic() - begin})

@@ -194,7 +194,7 @@ def measure(watch: Watch, subjects: Mapping[str, Calls], rounds: int, seconds: f
 
 def lost() -> str:
     """Why the GPU does not answer any more, else nothing."""
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return ""
     try:
         torch.cuda.synchronize()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench.gpu.machine import clocks, device_record, installed
 from bench.gpu.store import TRAINING, Record, Sink
 from bench.gpu.sweep import Budget, refuse_interpreter
-from bench.gpu.timing import one_line
+from bench.gpu.timing import SubjectError, one_line
 from bench.measure.clock import Clock, interleaved
 from bench.measure.speed import implementation
 from bench.measure.stats import paired_ratio, stat
@@ -120,29 +120,43 @@ def run_training(sizes: tuple[Sizes, ...], device: str, out: Path | None, budget
 
 
 def one_size(size: Sizes, about: dict[str, Any], device: str, sink: Sink, budget: Budget) -> None:
-    """Memory of each arm while it is alone on the device, then the times of all of them in turns."""
-    x = torch.randn(size.batch, size.tokens, size.hidden, device=device).to(torch.bfloat16)
-    found: dict[str, Record] = {}
+    """Memory of each arm while it is alone on the device, then the times of all of them in turns.
+
+    An arm that fails at some step is a record, with what was measured of it before; the others go on.
+    """
+    found = {arm: head(size, arm, about, device) for arm in ARMS}
     steps: dict[str, Callable[[], None]] = {}
     models: dict[str, nn.Module] = {}
+
+    def given_up(arm: str, error: BaseException) -> None:
+        status = "oom" if isinstance(error, torch.OutOfMemoryError) else "failed"
+        sink(found.pop(arm) | {"status": status, "reason": one_line(error)})
+        steps.pop(arm, None)
+        models.pop(arm, None)
+
     for arm in ARMS:
-        record = head(size, arm, about, device)
         try:
-            found[arm] = record | {"status": "ok", "reason": "", "training_memory": alone(size, arm, device, x)}
+            found[arm] |= {"training_memory": alone(size, arm, device)}
         except Exception as error:
-            status = "oom" if isinstance(error, torch.OutOfMemoryError) else "failed"
-            sink(record | {"status": status, "reason": one_line(error)})
+            given_up(arm, error)
         _release(device)
-    for arm in found:
-        models[arm] = decoder(size, device, arm)
-        steps[arm] = step_of(models[arm], x)[1]
-    if not steps:
-        return
-    clock = Clock(torch.device(device))
-    samples = interleaved(steps, clock, *ROUNDS, min(8.0, max(budget.left, 0.0)))
+    for arm in list(found):
+        try:
+            models[arm] = decoder(size, device, arm)
+            steps[arm] = step_of(models[arm], inputs(size, device))[1]
+        except Exception as error:
+            given_up(arm, error)
+    samples: dict[str, list[float]] = {}
+    while steps and not samples:
+        try:
+            clock, seconds = Clock(torch.device(device)), min(8.0, max(budget.left, 0.0))
+            samples = interleaved({arm: named(arm, step) for arm, step in steps.items()}, clock, *ROUNDS, seconds)
+        except SubjectError as error:
+            given_up(error.name, error.__cause__ or error)
     tokens = size.batch * size.tokens
-    for arm, record in found.items():
-        record |= {"step_s": stat(samples[arm]), "tokens_per_s": stat([tokens / s for s in samples[arm]])}
+    for arm in list(samples):
+        record = found[arm] | {"status": "ok", "reason": "", "step_s": stat(samples[arm])}
+        record["tokens_per_s"] = stat([tokens / s for s in samples[arm]])
         record["speedup"] = paired_ratio(samples["bf16"], samples[arm]) if "bf16" in samples else stat([])
         record["implementation"] = implementation(models[arm])
         record["clocks"] = clocks() if device == "cuda" else {"reason": "clocks are read of a GPU only"}
@@ -152,10 +166,29 @@ def one_size(size: Sizes, about: dict[str, Any], device: str, sink: Sink, budget
     _release(device)
 
 
-def alone(size: Sizes, arm: str, device: str, x: Tensor) -> dict[str, Any]:
+def named(arm: str, step: Callable[[], None]) -> Callable[[], None]:
+    """The step, whose failure says whose it is."""
+
+    def run() -> None:
+        try:
+            step()
+        except Exception as error:
+            raise SubjectError(arm, one_line(error)) from error
+
+    return run
+
+
+def inputs(size: Sizes, device: str) -> Tensor:
+    """x [batch, tokens, hidden] in bfloat16, the same for every arm."""
+    draw = torch.Generator(device).manual_seed(1)
+    x = torch.randn(size.batch, size.tokens, size.hidden, device=device, generator=draw)
+    return x.to(torch.bfloat16)
+
+
+def alone(size: Sizes, arm: str, device: str) -> dict[str, Any]:
     """Memory of the second training step of one arm."""
     model = decoder(size, device, arm)
-    loss, _, trained = step_of(model, x)
+    loss, _, trained = step_of(model, inputs(size, device))
     return train_step_memory(
         model, loss, trained, make_optimizer=lambda parameters: torch.optim.AdamW(list(parameters), lr=RATE)
     )

@@ -18,7 +18,7 @@ class Screen:
     def __init__(self, file: IO[str] | None = None, width: int | None = None) -> None:
         self.file = file or sys.stdout
         self.width = width or (None if self.file.isatty() else WIDE)
-        self.rich = _installed("rich")
+        self.rich = importlib.util.find_spec("rich") is not None
 
     def print(self, text: str) -> None:
         """A line as it is."""
@@ -46,13 +46,6 @@ class Screen:
         for first, *others in rows:
             table.add_row(Text(first, (colours or {}).get(first, "default")), *map(Text, others))
         Console(file=self.file, width=self.width, highlight=False).print(table)
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ValueError:  # it was put out of reach
-        return False
 
 
 def _plain(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
