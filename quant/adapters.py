@@ -3,6 +3,9 @@
 adapter_config.json         peft_type LORA, r, lora_alpha, lora_dropout, target_modules, modules_to_save, ...
 adapter_model.safetensors   base_model.model.<layer>.lora_A.weight [r, k], .lora_B.weight [n, r], and the whole
                             modules trained beside them (a head) as base_model.model.<module>.<parameter>
+
+An adapter that started from `quant.init` belongs to its quantized base and to no other: peft must be given a model that
+holds the dequantized weights. `init_lora_weights` says how peft would begin, not what the file holds, and stays true.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         if not isinstance(layer.lora, LoRALayer):
-            raise ValueError(f"layer {name!r}: peft has no format for quantized factors; use save_model(model, folder)")
+            raise ValueError(
+                f"layer {name!r}: peft has no format for quantized or pooled factors; use save_model(model, folder)"
+            )
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora.A
         tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora.B
     config = next(iter(layers.values())).lora.config

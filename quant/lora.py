@@ -7,16 +7,16 @@ Source: Hu et al. 2021, arXiv 2106.09685; quantized base: Dettmers et al. 2023 (
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from quant.core import Quantizer
 from quant.linear import QuantizedLinear
+from quant.lora_config import LoRAConfig
 from quant.modules import DEFAULT_SKIP, linears, replace_modules, share, skipped
+from quant.pooled import PooledLoRALayer
 
 __all__ = [
     "LinearWithLoRA",
@@ -30,54 +30,14 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Settings of an adapter.
-
-    `targets` is "all" (every linear layer that `quant.linears` finds) or the ends of layer names ("q_proj",
-    "attention.self.query"). `also_train` names further modules (a classification head) that are trained whole beside
-    the adapter and stored with it. With `seed` the factors depend on it and the layer's name only, otherwise on
-    torch's global generator. With `quantizer` the factors are seen through it during training (gradients pass
-    straight through), ready for `quantize_adapter`.
-    """
-
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    targets: tuple[str, ...] | str = "all"
-    seed: int | None = None
-    quantizer: Quantizer | None = None
-    also_train: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank must be a positive integer, got {self.rank!r}")
-        if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"alpha must be positive and finite, got {self.alpha!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
-        if self.targets != "all" and (isinstance(self.targets, str) or not self.targets):
-            raise ValueError(f"targets must be 'all' or a tuple of layer names, got {self.targets!r}")
-        if isinstance(self.also_train, str):
-            raise ValueError(f"also_train must be a tuple of module names, got {self.also_train!r}")
-
-    @property
-    def scaling(self) -> float:
-        """What the product of the factors is multiplied by."""
-        return self.alpha / self.rank
-
-
 class LoRALayer(nn.Module):
     """The two low-rank matrices of an adapter: x [..., k] -> (alpha / rank) * x A^T B^T [..., n], in float32."""
 
     def __init__(self, in_features: int, out_features: int, config: LoRAConfig, name: str = "") -> None:
         super().__init__()
         self.config = config
-        generator = None
-        if config.seed is not None:
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{name}".encode()))
         a = torch.empty(config.rank, in_features)
-        self.A = nn.Parameter(nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator))
+        self.A = nn.Parameter(nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=config.generator(name)))
         self.B = nn.Parameter(torch.zeros(out_features, config.rank))
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -129,7 +89,7 @@ class LinearWithLoRA(nn.Module):
     def __init__(self, base: nn.Linear | QuantizedLinear, config: LoRAConfig, name: str = "") -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.lora: LoRALayer | QuantizedLoRALayer = LoRALayer(base.in_features, base.out_features, config, name)
+        self.lora: LoRALayer | QuantizedLoRALayer | PooledLoRALayer = _layer(base, config, name)
         self.lora.to(base.device if isinstance(base, QuantizedLinear) else base.weight.device)
         self.train(base.training)
         self._unmerged: Tensor | None = None
@@ -191,6 +151,14 @@ class LinearWithLoRA(nn.Module):
 LoRALinear = LinearWithLoRA
 
 
+def _layer(base: nn.Linear | QuantizedLinear, config: LoRAConfig, name: str) -> LoRALayer | PooledLoRALayer:
+    if not config.pooled:
+        return LoRALayer(base.in_features, base.out_features, config, name)
+    if not isinstance(base, QuantizedLinear):
+        raise ValueError(f"layer {name!r}: a pooled adapter needs a quantized base; quantize_model(model, ...) first")
+    return PooledLoRALayer(base.weight_qt, config, config.generator(name))
+
+
 def _seen(factor: Tensor, quantizer: Quantizer) -> Tensor:
     """`factor` as quantized, with the gradient of the identity."""
     return factor + (quantizer.quantize(factor.detach()).decode() - factor).detach()
@@ -222,21 +190,27 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, skip: tuple[str, ...] = DE
     """
     if adapted(model):
         raise ValueError("the model has adapters already; merge_lora(model) first")
-    layers = adaptable(model, skip)
-    if config.targets != "all":
-        wanted = {t: [n for n in layers if n == t or n.endswith(f".{t}")] for t in config.targets}
-        if lost := [t for t, found in wanted.items() if not found]:
-            raise ValueError(f"targets {lost} name no linear layer; there are: {', '.join(layers)}")
-        chosen = {n for found in wanted.values() for n in found}
-        layers = {n: layer for n, layer in layers.items() if n in chosen}
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layer to adapt outside skip={skip}")
+    layers = targeted(model, config, skip)
     copied = share(model).requires_grad_(False)
     new = {n: LinearWithLoRA(copied.get_submodule(n), config, n) for n in layers}  # type: ignore[arg-type]
     out = replace_modules(copied, new)
     for name in config.also_train:
         own(out, name)
     return out
+
+
+def targeted(model: nn.Module, config: LoRAConfig, skip: tuple[str, ...]) -> list[str]:
+    """The names of the layers that `config` adapts; raises ValueError when there are none or a target is no layer."""
+    layers = list(adaptable(model, skip))
+    if config.targets != "all":
+        wanted = {t: [n for n in layers if n == t or n.endswith(f".{t}")] for t in config.targets}
+        if lost := [t for t, found in wanted.items() if not found]:
+            raise ValueError(f"targets {lost} name no linear layer; there are: {', '.join(layers)}")
+        chosen = {n for found in wanted.values() for n in found}
+        layers = [n for n in layers if n in chosen]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer to adapt outside skip={skip}")
+    return layers
 
 
 def own(model: nn.Module, end: str) -> None:
@@ -283,7 +257,7 @@ def quantize_adapter(model: nn.Module, quantizer: Quantizer | None = None) -> nn
     for name, layer in layers.items():
         how = quantizer or layer.lora.config.quantizer
         if how is None or not isinstance(layer.lora, LoRALayer):
-            raise ValueError(f"layer {name!r}: its factors are quantized already, or no quantizer was given")
+            raise ValueError(f"layer {name!r}: its factors are quantized or pooled, or no quantizer was given")
         layer.lora = QuantizedLoRALayer(
             layer.lora.config,
             QuantizedLinear(how.quantize(layer.lora.A.detach()), None),
