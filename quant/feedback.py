@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Feedback", "check_feedback"]
+__all__ = ["Choose", "Feedback", "Look", "check_feedback"]
 
 Choose = Callable[[int, Tensor], Tensor]  # a column and its weights [n] now -> the values [n] it settles at
 Look = Callable[[int, Tensor], None]  # the first of some columns and their weights [c, n] now
@@ -56,6 +56,11 @@ class Feedback:
             failed, damp = bool(info), max(10 * damp, 1e-12)
         upper = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
         return cls(upper.float(), order, dead)
+
+    @property
+    def cost(self) -> Tensor:
+        """[k], in that order: a column settled at q costs (w - q)**2 / cost."""
+        return self.upper.diagonal().square()
 
     def alive(self, weight: Tensor) -> Tensor:
         """`weight` [n, k] with zeros in the columns of dead inputs."""

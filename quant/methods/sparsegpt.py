@@ -4,9 +4,11 @@ Columns are settled one by one as in `quant.feedback`. In front of every `block`
 weights in them with the lowest w**2 / U_ii**2, what pruning each would cost now, is marked (of a pattern n:m, in front
 of every m columns, all but n of each row); a marked weight settles at zero, and the columns behind take its error up.
 
-Where `values` stores a scalar grid, a second sweep rounds as well: the mask stays, the grid is fitted to the kept
-weights of the first sweep, and what rounding and pruning lose is fed back alike. Which group and which scale a kept
-weight falls under depends on the whole mask, so it is not known before. Other values are stored after the sweep.
+Where `values` stores a scalar grid, what is kept is rounded in the same sweep, so that the columns behind make up for
+both errors. The grid of a pattern n:m is fitted to the weights that the pattern would keep at the start (static groups:
+a run of m columns always fills the same places). Of a share, the place of a kept weight, and so its scale, depends on
+the whole mask: a first sweep finds the mask, the grid is fitted to what it keeps, and a second one rounds with both
+given. Values without such a grid are stored after the sweep.
 Source: Frantar and Alistarh 2023, arXiv 2301.00774.
 """
 
@@ -19,14 +21,16 @@ import torch
 from torch import Tensor
 
 from quant.core import Calibration, QuantizedTensor, register
-from quant.feedback import Choose, Feedback, check_feedback
-from quant.formats import Affine, BitMask, Codebook, NofM
+from quant.feedback import Choose, Feedback, Look, check_feedback
+from quant.formats import Affine, Codebook
 from quant.grid import Grid
-from quant.methods.prune import keep_largest, keep_where, pattern
+from quant.methods.prune import BF16, keep_largest, keep_where, pattern
 from quant.methods.uniform import Uniform
 from quant.methods.wanda import CalibratedPruning
 
 __all__ = ["SparseGPT"]
+
+GROWTH = 1.9  # times the largest weight that a kept one may grow to; weights that are all alike would go further
 
 
 @dataclass(frozen=True)
@@ -49,29 +53,40 @@ class SparseGPT(CalibratedPruning):
         assert calibration is not None
         assert calibration.second_moment is not None
         feedback = Feedback.of(calibration.second_moment.to(weight.device), self.damp)
-        keep, pruned = self._pruned(feedback, weight)
-        if at := pattern(self.sparsity):
-            sparse: BitMask | NofM = keep_largest(pruned, keep.float(), *at, self.values)
-        else:
-            sparse = keep_where(pruned, keep, self.values)
-        if not isinstance(sparse.values, Affine | Codebook):
-            return sparse
-        grid = Grid.of(sparse.values)
-        codes = sparse.values.unpacked()
-        rounded = _in_rows(grid, codes, keep) if at else _in_line(grid, codes, keep)
-        feedback.sweep(weight, rounded, self.block)
-        return dataclasses.replace(sparse, values=grid.store(codes))
+        weight = feedback.alive(weight)
+        keep = torch.ones(weight.shape[::-1], dtype=torch.bool, device=weight.device)
 
-    def _pruned(self, feedback: Feedback, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Which weights are kept, [n, k] bool, and all as the sweep left them, [n, k]."""
-        n, k = weight.shape
-        keep = torch.ones(k, n, dtype=torch.bool, device=weight.device)
-        cost = feedback.upper.diagonal().square()
+        bound = GROWTH * float(weight.abs().max())
+
+        def pruned() -> Tensor:
+            mark, every = self._marker(feedback, keep)
+            return feedback.sweep(
+                weight, lambda column, w: w.clamp(-bound, bound) * keep[column], self.block, mark, every
+            )
+
+        if not (at := pattern(self.sparsity)):
+            sparse = keep_where(pruned(), keep.T, self.values)
+            if not isinstance(sparse.values, Affine | Codebook):
+                return sparse
+            grid, codes = Grid.of(sparse.values), sparse.values.unpacked()
+            feedback.sweep(weight, _in_line(grid, codes, keep.T), self.block)
+            return dataclasses.replace(sparse, values=grid.store(codes))
+        start = keep_largest(weight, weight.square() / feedback.cost, *at, self.values).values
+        if not isinstance(start, Affine | Codebook):
+            return keep_largest(pruned(), keep.T.float(), *at, self.values)
+        grid, codes = Grid.of(start), start.unpacked()
+        feedback.sweep(weight, _in_rows(grid, codes, keep, *at), self.block, *self._marker(feedback, keep))
+        places = keep_largest(weight, keep.T.float(), *at, BF16)
+        return dataclasses.replace(places, values=grid.store(codes))
+
+    def _marker(self, feedback: Feedback, keep: Tensor) -> tuple[Look, int]:
+        """What marks in `keep` [k, n] the weights that go, and in front of every how many columns."""
+        n = keep.shape[1]
         at = pattern(self.sparsity)
 
         def mark(first: int, now: Tensor) -> None:
             last = first + len(now)
-            score = now.square() / cost[first:last, None]
+            score = now.square() / feedback.cost[first:last, None]
             if at:
                 order = score.argsort(dim=0, stable=True)
                 keep[first:last].scatter_(0, order[: max(0, len(now) - at[0])], False)
@@ -79,13 +94,11 @@ class SparseGPT(CalibratedPruning):
                 count = round(float(self.sparsity) * n * last) - round(float(self.sparsity) * n * first)
                 keep[first:last].view(-1)[score.flatten().argsort(stable=True)[:count]] = False
 
-        every = at[1] if at else self.block
-        pruned = feedback.sweep(weight, lambda column, w: w * keep[column], self.block, mark, every)
-        return keep.T.contiguous(), pruned
+        return mark, at[1] if at else self.block
 
 
 def _in_line(grid: Grid, codes: Tensor, keep: Tensor) -> Choose:
-    """Round what is kept on a grid of [1, kept] values in row-major order, and write the codes [1, kept]."""
+    """Round what `keep` [n, k] keeps on a grid of [1, kept] values in row-major order, and write the codes."""
     place = (keep.flatten().cumsum(0) - 1).view(keep.shape)
 
     def choose(column: int, w: Tensor) -> Tensor:
@@ -98,18 +111,19 @@ def _in_line(grid: Grid, codes: Tensor, keep: Tensor) -> Choose:
     return choose
 
 
-def _in_rows(grid: Grid, codes: Tensor, keep: Tensor) -> Choose:
-    """Round what is kept on a grid of [n, kept of a row] values, and write the codes."""
-    place = keep.cumsum(1) - 1
+def _in_rows(grid: Grid, codes: Tensor, keep: Tensor, n: int, m: int) -> Choose:
+    """Round what `keep` [k, rows] keeps on a grid with `n` values for every `m` columns, and write the codes."""
 
     def choose(column: int, w: Tensor) -> Tensor:
+        run, inside = divmod(column, m)
+        rank = keep[column - inside : column].sum(0)
         out = torch.zeros_like(w)
-        for there in place[:, column][keep[:, column]].unique().tolist():  # as many as a run keeps, or fewer
-            rows = keep[:, column] & (place[:, column] == there)
-            at = slice(there, there + 1)
-            found = grid.codes(w[:, None], at)
-            codes[:, there] = torch.where(rows, found[:, 0], codes[:, there])
-            out = torch.where(rows, grid.values(found, at)[:, 0], out)
+        for i in range(min(n, inside + 1)):
+            rows = keep[column] & (rank == i)
+            there = slice(run * n + i, run * n + i + 1)
+            found = grid.codes(w[:, None], there)
+            codes[:, there] = torch.where(rows[:, None], found, codes[:, there])
+            out = torch.where(rows, grid.values(found, there)[:, 0], out)
         return out
 
     return choose
