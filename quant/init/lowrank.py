@@ -25,6 +25,8 @@ def nearest_of_rank(e: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Singular values that are rounding noise are left out, so s may be 0.
     """
+    if not e.numel():
+        return e.new_zeros(e.shape[0], 0), e.new_zeros(0, e.shape[1])
     if e.shape[0] < e.shape[1]:
         a, b = nearest_of_rank(e.T, rank)
         return b.T, a.T
