@@ -20,9 +20,10 @@ def known_names() -> Names:
     from bench.models import SOURCES
     from bench.tasks import TASKS
     from quant import METHODS
+    from quant.peers import PEERS
 
     models = tuple(f"{source.name}:" if source.takes else source.name for source in SOURCES.values())
-    return Names(tuple(METHODS), models, {name: task.kind for name, task in TASKS.items()})
+    return Names((*METHODS, *PEERS), models, {name: task.kind for name, task in TASKS.items()})
 
 
 @lru_cache(maxsize=64)
@@ -101,9 +102,10 @@ def _method_row(name: str) -> dict[str, Any]:
     """Bits are those stored for a 256 x 256 matrix, counted."""
     import torch
 
-    from quant import METHODS, Calibration
+    from quant import Calibration
+    from quant.peers import find_method
 
-    method = METHODS[name]
+    method = find_method(name)
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     known = {"": Calibration.neutral(*weight.shape)}
     bits = round(method.for_layers({"": weight}, known)[""].quantize(weight, known[""]).bits_per_weight, 3)

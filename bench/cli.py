@@ -82,9 +82,9 @@ def _load(path: Path) -> Experiment:
 
 
 def _fingerprints() -> Fingerprints:
-    from quant import METHODS
+    from quant.peers import find_method
 
-    return Fingerprints(METHODS.__getitem__, catalog.model_fingerprint, catalog.data_fingerprint)
+    return Fingerprints(find_method, catalog.model_fingerprint, catalog.data_fingerprint)
 
 
 def _reports() -> Reports:

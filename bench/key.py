@@ -21,7 +21,7 @@ from bench.schema import Cell
 
 __all__ = ["changed", "file_hashes", "key_of", "key_parts", "source_hash", "sources_of"]
 
-METHODS_FOLDER = "quant/methods/"
+METHODS_FOLDERS = ("quant/methods/", "quant/peers/")
 
 # These files of bench/ present, schedule or store figures; they do not measure them.
 NOT_MEASURING = (
@@ -79,17 +79,19 @@ def sources_of(quantizer: object, files: Mapping[str, str]) -> dict[str, str]:
     own: set[str] = set()
     outside: dict[str, str] = {}
     for kind in _classes(quantizer):
-        path = METHODS_FOLDER + kind.__module__.rpartition(".")[2] + ".py"
-        if kind.__module__.startswith("quant.methods."):
+        path = kind.__module__.replace(".", "/") + ".py"
+        if path.startswith(METHODS_FOLDERS):
             own |= _imported(path, files)
         elif not kind.__module__.startswith(("quant.", "builtins", "abc")) and (where := _file_of(kind)):
             outside[where.name] = hashlib.sha256(where.read_bytes()).hexdigest()[:12]
-    kept = {p: digest for p, digest in files.items() if not p.startswith(METHODS_FOLDER) or p in own}
+    kept = {p: digest for p, digest in files.items() if not p.startswith(METHODS_FOLDERS) or p in own}
     return kept | outside
 
 
 def _classes(value: object) -> set[type]:
-    """The classes of `value` and of the dataclasses among its fields, with their bases."""
+    """The classes of `value` and of the dataclasses among its fields, in tuples too, with their bases."""
+    if isinstance(value, tuple):
+        return set().union(*map(_classes, value))
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return set()
     nested = (_classes(getattr(value, field.name)) for field in dataclasses.fields(value))
@@ -114,7 +116,7 @@ def _imported(path: str, files: Mapping[str, str], root: Path = ROOT) -> set[str
             continue
         found.add(path)
         text = (root / path).read_text(encoding="utf-8")
-        todo += [f"{METHODS_FOLDER}{name}.py" for name in re.findall(r"quant\.methods\.(\w+)", text)]
+        todo += [f"quant/{kind}/{name}.py" for kind, name in re.findall(r"quant\.(methods|peers)\.(\w+)", text)]
     return found
 
 

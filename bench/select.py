@@ -1,7 +1,8 @@
 """Patterns that choose names: 'nf4*,uniform-int4*,-*-g32'.
 
 Comma-separated shell patterns (`fnmatch`, case matters). A leading '-' takes names out again; patterns apply from left
-to right, and a list that begins with '-' begins from everything. The result keeps the order of the known names.
+to right, and a list that begins with '-' begins from everything. The result keeps the order of the known names. Other
+libraries' methods, "peer-...", are chosen only by patterns that begin so: what is installed does not change a suite.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from bench.errors import UsageError
 
 __all__ = ["matches", "seeds", "select", "split"]
 
+PEER = "peer-"
 FEW = 12  # so many names an error can list
 
 
@@ -31,10 +33,11 @@ def select(option: str, patterns: Sequence[str], known: Iterable[str], noun: str
     `option` is what the reader typed, such as "--methods" or "suite.toml:14: methods"; `noun` is the plural.
     """
     names = list(dict.fromkeys(known))
-    chosen: set[str] = set(names) if patterns and patterns[0].startswith("-") else set()
+    everything = {name for name in names if not name.startswith(PEER)}
+    chosen: set[str] = everything if patterns and patterns[0].startswith("-") else set()
     for pattern in patterns:
         wanted = pattern.removeprefix("-")
-        hits = {name for name in names if fnmatchcase(name, wanted)}
+        hits = {name for name in names if _fits(name, wanted)}
         if not hits:
             raise UsageError(
                 f"{option} {pattern!r} matched 0 of {len(names)} {noun}.{_nearest(wanted, names) or _all(names, noun)}"
@@ -47,11 +50,16 @@ def select(option: str, patterns: Sequence[str], known: Iterable[str], noun: str
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether `patterns` choose `name`, without the check that each pattern is of use."""
-    chosen = bool(patterns) and patterns[0].startswith("-")
+    chosen = bool(patterns) and patterns[0].startswith("-") and not name.startswith(PEER)
     for pattern in patterns:
-        if fnmatchcase(name, pattern.removeprefix("-")):
+        if _fits(name, pattern.removeprefix("-")):
             chosen = not pattern.startswith("-")
     return chosen
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether `pattern` matches `name`; a peer's name, "peer-...", only where the pattern begins so."""
+    return fnmatchcase(name, pattern) and (pattern.startswith(PEER) or not name.startswith(PEER))
 
 
 def seeds(text: str) -> tuple[int, ...]:

@@ -1,0 +1,101 @@
+"""The torchao library: row-wise int8, and NF4 in blocks of 64 with its own double quantization.
+
+On a CPU torchao holds 4-bit integers in whole bytes, and they are counted so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from quant.core import Calibration, QuantizedTensor
+from quant.formats.foreign import Foreign
+from quant.peers.base import Peer, register
+
+__all__ = ["TorchAO", "TorchAONF4"]
+
+
+@dataclass(frozen=True)
+class TorchAO(Peer):
+    """Weight-only integers: `bits` 8 with a scale a row, or 4 in groups of `group`."""
+
+    bits: int = 8
+    group: int = 0
+
+    package = "torchao"
+    source = "torchao, quantize_"
+    idea = "torchao's weight-only integers"
+
+    @property
+    def family(self) -> str:
+        return "uniform"
+
+    def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
+
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        config: Any = Int8WeightOnlyConfig()
+        if self.bits == 4:
+            config = IntxWeightOnlyConfig(weight_dtype=cast("Any", torch).int4, granularity=PerGroup(self.group))
+        quantize_(layer, config)
+        made: Any = layer.weight
+        parts = {"qdata": "codes", "scale": "scales", "zero_point": "zeros"}
+        names = [name for name in made.__tensor_flatten__()[0] if getattr(made, name) is not None]
+
+        def decode(stored: Sequence[Tensor]) -> Tensor:
+            for name, tensor in zip(names, stored, strict=True):
+                setattr(made, name, tensor)
+            dense: Tensor = made.dequantize()
+            return dense
+
+        return Foreign.made(weight, self.package, [(parts[n], getattr(made, n)) for n in names], decode)
+
+
+@dataclass(frozen=True)
+class TorchAONF4(Peer):
+    """NF4 whose block maxima are int8 about their mean, in blocks of `outer`."""
+
+    block: int = 64
+    outer: int = 256
+
+    package = "torchao"
+    source = "torchao, to_nf4"
+    idea = "torchao's NF4 with double quantization"
+
+    @property
+    def family(self) -> str:
+        return "double quantization"
+
+    def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
+        try:
+            from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
+        except ImportError:
+            from torchao.dtypes.nf4tensor import to_nf4
+        made: Any = to_nf4(weight, self.block, self.outer)
+        parts = {
+            "quantized_data": "codes",
+            "quantized_scalers": "scales",
+            "quantization_factor": "second_level",
+            "scaler_mean": "constants",
+            "nf4": "constants",
+        }
+
+        def decode(stored: Sequence[Tensor]) -> Tensor:
+            for name, tensor in zip(parts, stored, strict=True):
+                setattr(made, name, tensor.reshape(getattr(made, name).shape))
+            dense: Tensor = made.get_original_weight()
+            return dense
+
+        return Foreign.made(
+            weight, self.package, [(part, getattr(made, name).reshape(-1)) for name, part in parts.items()], decode
+        )
+
+
+register("peer-torchao-int8", TorchAO(ours="uniform-int8-channel"))
+register("peer-torchao-int4-g64", TorchAO(bits=4, group=64, ours="searched-int4-g64"))
+register("peer-torchao-nf4-dq", TorchAONF4(ours="nf4-g64-dq-int8"))
