@@ -148,8 +148,14 @@ class Quantizer(ABC):
         out: dict[str, Any] = {"quantizer": type(self).__name__}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            out[field.name] = value.settings() if isinstance(value, Quantizer) else value
+            out[field.name] = _setting(value)
         return out
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_setting(v) for v in value]
+    return value.settings() if isinstance(value, Quantizer) else value
 
 
 def checked(weight: Tensor) -> Tensor:

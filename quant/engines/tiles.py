@@ -1,7 +1,7 @@
 """Decode a tile of rows into a reused workspace, multiply with it, go on to the next: exact, and cache-sized.
 
 `lut` takes affine and codebook weights, decoded by look-up; `tiled` takes every format: by look-up where it can,
-else dequantized whole at every call.
+else dequantized whole at every call. Of a weight whose codes are in an entropy code it keeps the packed codes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from quant.engines.decode import RowDecoder
 from quant.engines.plain import Dequantized
 from quant.engines.rows import as_rows
 from quant.formats import Affine, Codebook
+from quant.formats.coded import plain
 
 __all__ = ["Lut", "Tiled"]
 
@@ -73,7 +74,13 @@ class Tiled(Engine):
         return ""
 
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
-        rows = as_rows(weight)
+        packed = plain(weight)
+        rows = as_rows(packed)
         if isinstance(rows, Affine | Codebook) and rows.codes.device.type == "cpu":
-            return _Tiles(RowDecoder(rows, dtype), dtype)
-        return Dequantized(weight)
+            ready: Prepared = _Tiles(RowDecoder(rows, dtype), dtype)
+        else:
+            ready = Dequantized(packed)
+        if packed is not weight:
+            stored = {t.data_ptr() for t in weight.stored().values()}
+            ready.nbytes += sum(t.nbytes for t in packed.stored().values() if t.data_ptr() not in stored)
+        return ready
