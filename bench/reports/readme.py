@@ -1,7 +1,7 @@
 """The generated parts of a README: text between `<!-- begin:NAME -->` and `<!-- end:NAME -->`, from committed records.
 
 Names: `main` (conclusions and the main tables, the best methods of each family and bit width), `adapting`, `figures`,
-`conclusions`, `run`, and any table by its own name.
+`conclusions`, `run`, `registry` (every method, from the code), and any table by its own name.
 """
 
 from __future__ import annotations
@@ -79,6 +79,12 @@ def figures_block(folder: str, names: list[str]) -> str:
     return "\n\n".join(f"![{name}]({folder}/plots/{name}.png)" for name in names)
 
 
+def registry_block() -> str:
+    from bench.reports.registry import methods_table  # it loads every method
+
+    return methods_table()
+
+
 def filled(text: str, records: list[Record], results: Path, readme: Path) -> str:
     """`text` with every block that has a name of ours filled; ValueError for a block of another name."""
     run = Run(records)
@@ -90,6 +96,7 @@ def filled(text: str, records: list[Record], results: Path, readme: Path) -> str
         "figures": lambda: figures_block(folder, names),
         "conclusions": lambda: bullets(run),
         "run": lambda: run_card(run),
+        "registry": registry_block,
     }
 
     def fill(match: re.Match[str]) -> str:
