@@ -174,10 +174,19 @@ def _lora(setting: Setting, quantizer: Quantizer) -> Adapted:
     return Adapted(module, training=extra["training"], training_memory=extra["training_memory"], kin=True)
 
 
+class Rounding(nn.Linear):
+    """A plain linear layer that sees x as `activations` rounds it; the gradient passes as if it did not."""
+
+    activations: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + (self.activations(x) - x).detach())
+
+
 def decoded_model(quantized: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     """A copy of `quantized` with plain linear layers in place of the quantized ones, and their weights [n, k] by name.
 
-    Each layer is decoded once. All else shares memory with `quantized`.
+    Each layer is decoded once; one whose product rounds x still does. All else shares memory with `quantized`.
     """
     plain = share(quantized)
     decoded: dict[str, Tensor] = {}
@@ -185,7 +194,10 @@ def decoded_model(quantized: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     for name, layer in plain.named_modules():
         if isinstance(layer, QuantizedLinear):
             decoded[name] = layer.weight_qt.decode()
-            dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            kind = Rounding if layer.weight_qt.rounds else nn.Linear
+            dense = kind(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            if isinstance(dense, Rounding):
+                dense.activations = layer.weight_qt.activations
             dense.weight = nn.Parameter(decoded[name], requires_grad=False)
             dense.register_parameter("bias", layer.bias)
             new[name] = dense.train(layer.training)

@@ -74,7 +74,7 @@ class Grid:
     @property
     def bottom(self) -> int:
         """The lowest code that is used: the most negative one of a symmetric grid is not, as in `Uniform`."""
-        return 1 if isinstance(self.like, Affine) and self.like.zero is None else 0
+        return self.like.bottom if isinstance(self.like, Affine) else 0
 
     def values(self, codes: Tensor, columns: slice | Tensor = slice(None)) -> Tensor:
         """What `codes` [n, c] of `columns` stand for, [n, c] float32; as `decode` of the format computes it."""

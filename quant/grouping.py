@@ -99,5 +99,5 @@ def decode_scale(scale: Tensor | QuantizedTensor) -> Tensor:
 
 
 def inverse_of(scale: Tensor) -> Tensor:
-    """1 / `scale`; 0 where the scale is not positive or its reciprocal would overflow, as for a group of zeros."""
-    return torch.where(scale > torch.finfo(torch.float32).tiny, 1 / scale, 0.0)
+    """1 / `scale`, which may be negative; 0 where the reciprocal would overflow, as for a group of zeros."""
+    return torch.where(scale.abs() > torch.finfo(torch.float32).tiny, 1 / scale, 0.0)

@@ -65,9 +65,18 @@ class QuantizedTensor(ABC):
         """The weight it stands for, [n, k], in `dtype` (default: the dtype of the original weight)."""
         return self.decode().to(dtype or self.dtype)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the product rounds x too, see `activations`."""
+        return False
+
+    def activations(self, x: Tensor) -> Tensor:
+        """x [..., k] as the product sees it, in the dtype of x: x itself, unless the format `rounds` it."""
+        return x
+
     def matmul(self, x: Tensor) -> Tensor:
-        """x [..., k] -> x @ W.T [..., n]; the definition. Formats with a fused kernel override it."""
-        return x @ self.dequantize(x.dtype).T
+        """x [..., k] -> activations(x) @ W.T [..., n]; the definition. Formats with a fused kernel override it."""
+        return self.activations(x) @ self.dequantize(x.dtype).T
 
     # --- stored tensors ----------------------------------------------------------------------------------------
 

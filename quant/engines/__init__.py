@@ -12,8 +12,9 @@ from quant.engines.composed import Around
 from quant.engines.plain import Dense, Reference
 from quant.engines.tiles import Lut, Tiled
 from quant.engines.triton import Triton
+from quant.engines.w8a8 import W8A8
 
-for _engine in (Reference(), Dense(), Int4Pack(), Int8Pack(), Lut(), Tiled(), Around(), Triton()):
+for _engine in (Reference(), Dense(), Int4Pack(), Int8Pack(), Lut(), Tiled(), Around(), Triton(), W8A8()):
     ENGINES[_engine.name] = _engine
 
 __all__ = ["ENGINES", "Engine", "Prepared", "choose"]

@@ -13,7 +13,7 @@ from quant.formats import Affine
 
 __all__ = ["check_name", "choose"]
 
-EXACT = ("around", "triton", "lut", "tiled")
+EXACT = ("w8a8", "around", "triton", "lut", "tiled")
 PACKED = ("int4pack", "int8pack")  # they round scales and x to bfloat16: only for a caller that computes in it
 PACKED_BATCH = 64  # beyond this many rows of x, decoding a tile once costs less than the packed kernels' product
 

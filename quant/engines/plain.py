@@ -24,19 +24,19 @@ class Dequantized(Prepared):
         self.weight = weight
 
     def matmul(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, whole(self.weight, x.dtype))
+        return torch.nn.functional.linear(self.weight.activations(x), whole(self.weight, x.dtype))
 
     def transposed(self, dy: Tensor) -> Tensor:
         return dy @ whole(self.weight, dy.dtype)
 
 
 class _Kept(Prepared):
-    def __init__(self, dense: Tensor) -> None:
-        self.dense = dense
+    def __init__(self, weight: QuantizedTensor, dense: Tensor) -> None:
+        self.weight, self.dense = weight, dense
         self.nbytes = dense.nbytes
 
     def matmul(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self.dense)
+        return torch.nn.functional.linear(self.weight.activations(x), self.dense)
 
     def transposed(self, dy: Tensor) -> Tensor:
         return dy @ self.dense
@@ -63,4 +63,4 @@ class Dense(Engine):
         return ""
 
     def prepare(self, weight: QuantizedTensor, dtype: torch.dtype) -> Prepared:
-        return _Kept(whole(weight, dtype).contiguous())
+        return _Kept(weight, whole(weight, dtype).contiguous())

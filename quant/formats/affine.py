@@ -1,6 +1,7 @@
 """Uniform grids: w = (code - zero) * scale.
 
-`Integers` are packed codes without a scale (the zero points of an affine weight); `Affine` is the weight itself.
+`Integers` are packed codes without a scale (the zero points of an affine weight); `Affine` is the weight itself, and
+`SignedAffine` one whose scales carry a sign.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from kernels.packing import pack, packed_bytes, unpack
 from quant.core import QuantizedTensor
 from quant.grouping import Group, check_group, decode_scale, expand, group_shape
 
-__all__ = ["Affine", "Integers"]
+__all__ = ["Affine", "Integers", "SignedAffine"]
 
 
 def check_codes(codes: Tensor, shape: tuple[int, int], bits: int) -> None:
@@ -75,6 +76,11 @@ class Affine(QuantizedTensor, format="affine"):
         if self.zero is not None:
             check_side("zero", self.zero, group_shape(self.shape, self.group))
 
+    @property
+    def bottom(self) -> int:
+        """The lowest code in use: without a zero point not the most negative one, see `SignedAffine`."""
+        return 1 if self.zero is None else 0
+
     def unpacked(self) -> Tensor:
         """Codes [n, k] uint8."""
         return unpack(self.codes, self.bits, self.shape[1])
@@ -86,3 +92,20 @@ class Affine(QuantizedTensor, format="affine"):
         else:
             codes -= expand(decode_scale(self.zero), self.shape, self.group)
         return codes.mul_(expand(decode_scale(self.scale), self.shape, self.group))
+
+
+@dataclass(frozen=True, eq=False)
+class SignedAffine(Affine, format="signed-affine"):
+    """All codes about the middle one are in use, and the scale may be negative: the side that reaches further is free.
+
+    The largest magnitude of a group then is the lowest code, -2**(bits - 1) steps, whatever its sign.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zero is not None:
+            raise ValueError("a signed affine weight has no zero point: its zero is the middle code")
+
+    @property
+    def bottom(self) -> int:
+        return 0

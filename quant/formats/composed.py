@@ -9,6 +9,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from quant.core import QuantizedTensor
@@ -18,7 +19,7 @@ __all__ = ["Composed", "Scaled"]
 
 @dataclass(frozen=True, eq=False)
 class Composed(QuantizedTensor):
-    """W x = inner (before x) + beside x, both linear in x; `inner` [n, k'] is stored under its own format."""
+    """W x = inner (before x) + beside x, linear in x but for rounding; `inner` [n, k'] has its own format."""
 
     inner: QuantizedTensor
 
@@ -31,6 +32,17 @@ class Composed(QuantizedTensor):
     @abstractmethod
     def before_transposed(self, dx: Tensor) -> Tensor:
         """The transpose of `before`, for gradients: [m, k'] -> [m, k]."""
+
+    @property
+    def rounds(self) -> bool:
+        return self.inner.rounds
+
+    def activations(self, x: Tensor) -> Tensor:
+        if self.rounds:
+            raise TypeError(
+                f"{type(self).__name__} cannot say which x its inner weight rounds: let that one be outside"
+            )
+        return x
 
     def beside(self, x: Tensor) -> Tensor | None:
         """What is added to the product, [m, n], in the dtype of x."""
@@ -59,6 +71,12 @@ class Scaled(Composed, format="scaled"):
 
     def decode(self) -> Tensor:
         return self.inner.decode() * self.columns.float()
+
+    def activations(self, x: Tensor) -> Tensor:
+        if not self.rounds:
+            return x
+        columns = self.columns.to(torch.promote_types(x.dtype, torch.float32))
+        return (self.inner.activations(self.before(x)) / columns).to(x.dtype)
 
     def before(self, x: Tensor) -> Tensor:
         return x * self.columns.to(x.dtype)

@@ -57,6 +57,20 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+def seen(q: QuantizedTensor, x: Tensor) -> Tensor:
+    """x as the product of `q` takes it: x itself, or rounded to within half a step, max |row| / 254, of x.
+
+    Behind factors that differ by column the step does too; the norm of all errors stays within 2 % of that of x.
+    """
+    got = q.activations(x)
+    assert (got.shape, got.dtype) == (x.shape, x.dtype)
+    if q.rounds:
+        assert 0 < relative(got, x) < 0.02
+    else:
+        assert torch.equal(got, x)
+    return got
+
+
 def attempt(method: str, weight: Tensor) -> QuantizedTensor:
     """The quantized weight; a format may refuse a shape or a range, but only as `UnsupportedError` with its reason."""
     try:
@@ -136,7 +150,7 @@ def test_odd_shapes(method: str, shape: tuple[int, int]) -> None:
     assert torch.isfinite(q.decode()).all()
     assert relative(q.decode(), weight) <= 1
     x = gaussian(2, shape[1], seed=1)
-    assert torch.allclose(QuantizedLinear(q, None)(x), x @ q.decode().T, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(QuantizedLinear(q, None)(x), q.activations(x) @ q.decode().T, rtol=1e-4, atol=1e-6)
 
 
 HARD = {
@@ -227,7 +241,7 @@ def test_casting_a_module_leaves_the_stored_bytes(method: str) -> None:
 def test_the_product_is_that_with_the_dequantized_weight(method: str, engine: str) -> None:
     q = quantized(method)
     x = gaussian(5, K, seed=1)
-    want = x.double() @ q.decode().double().T
+    want = seen(q, x).double() @ q.decode().double().T
     got = QuantizedLinear(q, None, engine)(x)
     assert got.dtype == x.dtype
     assert relative(got, want) < 1e-5  # float32 sums of 128 products
@@ -240,7 +254,7 @@ def test_the_product_in_bfloat16(method: str) -> None:
     x = gaussian(5, K, seed=1).bfloat16()
     got = QuantizedLinear(q, None)(x)
     assert got.dtype == torch.bfloat16
-    assert relative(got, x.double() @ q.decode().double().T) < 0.012  # x, values and scales have 8 bits each
+    assert relative(got, seen(q, x).double() @ q.decode().double().T) < 0.012  # x, values and scales have 8 bits each
 
 
 @methods
