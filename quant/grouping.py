@@ -2,9 +2,12 @@
 
 A group is `group` consecutive weights of one row (the last group of a row may be shorter), "channel" (one group a row)
 or "tensor" (one group in all). Scales and zeros have shape [n, ceil(k / group)], [n, 1] and [1, 1] respectively.
+Scales are stored in a dtype, in a format that enters itself in `SCALE_FORMATS` ("e4m3", "e8m0"), or by a quantizer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from torch import Tensor
 from quant.core import QuantizedTensor, Quantizer
 
 __all__ = [
+    "SCALE_FORMATS",
     "Group",
     "check_group",
     "check_scale",
@@ -26,6 +30,7 @@ __all__ = [
 
 Group = int | str
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
+SCALE_FORMATS: dict[str, Callable[[Tensor], QuantizedTensor]] = {}
 
 
 def check_group(group: Group) -> None:
@@ -36,9 +41,10 @@ def check_group(group: Group) -> None:
 
 
 def check_scale(scale: str | Quantizer) -> None:
-    """Raise ValueError unless `scale` names a dtype that scales can be stored in, or is a quantizer for them."""
-    if not isinstance(scale, Quantizer) and scale not in SCALE_DTYPES:
-        raise ValueError(f"scale must be one of {', '.join(SCALE_DTYPES)} or a Quantizer, got {scale!r}")
+    """Raise ValueError unless `scale` names a dtype or format that scales are stored in, or is a quantizer for them."""
+    known = (*SCALE_DTYPES, *SCALE_FORMATS)
+    if not isinstance(scale, Quantizer) and scale not in known:
+        raise ValueError(f"scale must be one of {', '.join(known)} or a Quantizer, got {scale!r}")
 
 
 def group_shape(shape: tuple[int, int], group: Group) -> tuple[int, int]:
@@ -83,9 +89,12 @@ def store_scale(scale: Tensor, how: str | Quantizer) -> Tensor | QuantizedTensor
 
     A dtype that would move a scale that matters (within 2**-12 of the largest) by more than 1 part in 128, by
     overflow or by underflow, is replaced by float32 for this tensor, and the bytes say so. Quantizers may be nested.
+    The formats of `SCALE_FORMATS` are coarser than that by design: choose codes against what they store.
     """
     if isinstance(how, Quantizer):
         return how.quantize(scale)
+    if how in SCALE_FORMATS:
+        return SCALE_FORMATS[how](scale)
     stored = scale.to(getattr(torch, how))
     size = scale.abs()
     matters = size > size.max() * 2.0**-12

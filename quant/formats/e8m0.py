@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.core import QuantizedTensor
+from quant.core import QuantizedTensor, UnsupportedError
+from quant.grouping import SCALE_FORMATS
 
 __all__ = ["E8M0"]
 
@@ -36,6 +37,20 @@ class E8M0(QuantizedTensor, format="e8m0"):
         codes = (exponents + BIAS).clamp(0, NAN - 1).to(torch.uint8)
         return cls((codes.shape[0], codes.shape[1]), torch.float32, codes)
 
+    @classmethod
+    def nearest(cls, scale: Tensor) -> E8M0:
+        """The power of two nearest to each of `scale` [n, k], halfway up; zeros become the smallest.
+
+        Raises UnsupportedError for a negative scale: the format has no sign.
+        """
+        if bool((scale < 0).any()):
+            raise UnsupportedError("a scale is negative, and E8M0 has no sign; store it as 'e4m3'")
+        mantissa, exponent = torch.frexp(scale)  # mantissa in [1/2, 1)
+        return cls.store(torch.where(scale > 0, exponent - 1 + (mantissa >= 0.75).int(), -BIAS))
+
     def decode(self) -> Tensor:
         bits = self.codes.int() << MANTISSA  # the exponent field of a float32 has the same bias
         return torch.where(bits > 0, bits, 1 << (MANTISSA - 1)).view(torch.float32)
+
+
+SCALE_FORMATS["e8m0"] = E8M0.nearest

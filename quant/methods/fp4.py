@@ -3,7 +3,8 @@
 FP4      w ~ level / 6 * max|group|, level nearest, ties to the even mantissa
 bnb      w ~ level * max|group| with bitsandbytes' "fp4" table in its order of codes: its smallest magnitude is 1/192
          where E2M1 / 6 has 1/12, the other six agree; ties to the lower value
-MXFP4    w ~ level * 2**e, e = floor(log2 max|group|) - 2, stored in a byte; magnitudes above 6 saturate
+MXFP4    w ~ level * 2**e, e = floor(log2 max|group|) - 2, stored in a byte; magnitudes above 6 saturate. With the
+         exponent rounded up, e = ceil(log2(max|group| / 6)), none does and most steps stay the same
 
 Zero has one code, 0: the code of minus zero is never written (bitsandbytes writes either, by build).
 Sources: OCP Microscaling Formats (MX) specification v1.0, sections 5.3 and 6.3; bitsandbytes.
@@ -83,15 +84,21 @@ class FP4(Quantizer):
 
 @dataclass(frozen=True)
 class MXFP4(Quantizer):
-    """E2M1 numbers in groups of `group` (32 in the specification) that share a power of two."""
+    """E2M1 numbers in groups of `group` (32 in the specification) that share a power of two.
+
+    `rounding` of its exponent is "floor", the specification's, or "ceil": no number saturates.
+    """
 
     group: int = 32
+    rounding: str = "floor"
 
     source = "OCP Microscaling Formats (MX) specification v1.0; Rouhani et al. 2023, arXiv 2310.10537"
     idea = "four-bit floating point under a shared power of two"
 
     def __post_init__(self) -> None:
         check_group(self.group)
+        if self.rounding not in ("floor", "ceil"):
+            raise ValueError(f"rounding must be 'floor' or 'ceil', got {self.rounding!r}")
 
     @property
     def family(self) -> str:
@@ -100,7 +107,10 @@ class MXFP4(Quantizer):
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
         largest = grouped(weight, self.group).abs().amax(-1)
-        exponent = torch.frexp(largest).exponent - 3  # frexp's mantissa is in [1/2, 1): its exponent is floor(log2) + 1
+        mantissa, exponent = torch.frexp(largest)  # mantissa in [1/2, 1): 8 * mantissa against 6
+        exponent = exponent - 3
+        if self.rounding == "ceil":
+            exponent += mantissa > 0.75
         scale = E8M0.store(torch.where(largest > 0, exponent, -127))
         inverse = E8M0.store(-exponent).decode()
         codes = nearest_e2m1(weight * expand(inverse, (n, k), self.group))

@@ -3,8 +3,12 @@
 One table for the tensor, for each row, or for each run of `rows` rows, stored in float16. With a group scale the
 weights are first divided by the absmax of their group, and the k-means weighs each by its scale squared, so that the
 error minimised is still that of the weights. On a Gaussian this is the Lloyd-Max quantizer.
-Source: Lloyd 1982, IEEE Trans. Inf. Theory 28(2); solver: `quant.kmeans1d`; per-channel tables for language models:
-Kim et al. 2023 (SqueezeLLM), arXiv 2306.07629.
+
+With `importance` the error of a weight w_ij counts by how much the model minds it: by its Fisher information h_ij
+("fisher", SqueezeLLM: the loss rises by h (w - w_hat)**2 / 2) or by the second moment h_j = E[x_j**2] of what it
+multiplies ("second_moment"). A table whose weights all have h = 0 counts them alike.
+Source: Lloyd 1982, IEEE Trans. Inf. Theory 28(2); solver: `quant.kmeans1d`; per-channel tables and Fisher weights for
+language models: Kim et al. 2023 (SqueezeLLM), arXiv 2306.07629.
 """
 
 from __future__ import annotations
@@ -27,12 +31,16 @@ __all__ = ["KMeans", "optimal_levels"]
 
 @dataclass(frozen=True)
 class KMeans(Quantizer):
-    """`bits` 1..8; `rows` weight rows share a table, 0: all; `scale` and `group` as in grouping, both or neither."""
+    """`bits` 1..8; `rows` weight rows share a table, 0: all; `scale` and `group` as in grouping, both or neither.
+
+    `importance` is None (all weights alike), "fisher" or "second_moment".
+    """
 
     bits: int = 4
     rows: int = 0
     group: Group = "tensor"
     scale: str | Quantizer | None = None
+    importance: str | None = None
 
     source = "Lloyd 1982, IEEE Trans. Inf. Theory 28(2); Kim et al. 2023 (SqueezeLLM), arXiv 2306.07629"
     idea = "the levels of least squared error, by exact one-dimensional k-means"
@@ -47,19 +55,36 @@ class KMeans(Quantizer):
             check_scale(self.scale)
         elif self.group != "tensor":
             raise ValueError(f"group {self.group!r} needs a scale, for example scale='float16'")
+        if self.importance not in (None, "fisher", "second_moment"):
+            raise ValueError(f"importance must be None, 'fisher' or 'second_moment', got {self.importance!r}")
 
     @property
     def family(self) -> str:
         return "double quantization" if isinstance(self.scale, Quantizer) else "non-uniform"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | ({self.importance} if self.importance else set())
+
+    def weights(self, calibration: Calibration | None, n: int, k: int) -> Tensor | None:
+        """The importance of each weight, [n, k] float32, None where all are alike."""
+        if self.importance is None or calibration is None:
+            return None
+        if self.importance == "fisher":
+            assert calibration.fisher is not None
+            return calibration.fisher.float()
+        assert calibration.second_moment is not None
+        return calibration.second_moment.diagonal().float().expand(n, k)
+
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
         scale: Tensor | QuantizedTensor | None = None
-        importance: Tensor | None = None
+        importance = self.weights(calibration, n, k)
         if self.scale is not None:
             scale = store_scale(grouped(weight, self.group).abs().amax(-1), self.scale)
             step = expand(decode_scale(scale), (n, k), self.group).expand(n, k)
-            importance = step.square()
+            square = step.square()
+            importance = square if importance is None else importance.to(step.device) * square
             weight = torch.where(step > 0, weight / step, 0.0)
         levels = store_levels(optimal_levels(weight, 1 << self.bits, self.rows, importance), "float16")
         codes = pack(nearest_codes(weight, levels, self.rows), self.bits)
@@ -77,7 +102,8 @@ def optimal_levels(weight: Tensor, count: int, rows: int = 0, importance: Tensor
             values = tables(w, run).cpu().numpy()
             h = None if importance is None else tables(importance[part], run).cpu().double().numpy()
             if h is not None:
-                h = h / np.maximum(h.max(), np.finfo(np.float64).tiny)
+                most = h.max(1, keepdims=True)
+                h = np.where(most > 0, h / np.maximum(most, np.finfo(np.float64).tiny), 1.0)
             parts.append(kmeans1d(values, count, h, threads=torch.get_num_threads()))
     return torch.from_numpy(np.concatenate(parts)).to(weight.device, torch.float32)
 
@@ -87,3 +113,6 @@ for _bits in (4, 3):
 for _bits in (4, 3, 2):
     register(f"kmeans-{_bits}bit-row", KMeans(_bits, 1))
 register("kmeans-4bit-rows16", KMeans(4, 16))
+register("kmeans-3bit-row-inputs", KMeans(3, 1, importance="second_moment"))
+for _bits in (4, 3):
+    register(f"squeezellm-{_bits}bit", KMeans(_bits, 1, importance="fisher"))

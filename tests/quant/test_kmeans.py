@@ -1,5 +1,6 @@
 """The one-dimensional k-means against an independent exact solver, and the optimum's known values."""
 
+import dataclasses
 import sys
 from functools import cache
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 import quant
-from quant.core import METHODS
+from quant.core import METHODS, Calibration
 from quant.kmeans1d import MANY, SEARCHES, compiled, cost, kmeans1d
 from quant.kmeans_bins import gathered
 from quant.methods.kmeans import KMeans, optimal_levels
 from quant.nearest import nearest
+from tests.quant.samples import calibration_of, gaussian, quantize
 
 RNG = np.random.default_rng
 
@@ -189,7 +191,71 @@ def test_more_rows_a_table_cost_more_error_and_fewer_bytes():
     assert [z.parts()["levels"] for z in stored] == [40 * 32, 3 * 32, 32]
 
 
-NAMES = [m for m in METHODS if m.startswith(("kmeans", "cluster", "quantile", "pot", "apot", "prune"))]
+def weighted_optimum(x: np.ndarray, h: np.ndarray, k: int) -> float:
+    """Least weighted error of a row over all ways to cut it, by dynamic programming over sums that are written out."""
+    order = np.argsort(x)
+    x, h = x[order].astype(float), h[order].astype(float)
+    n = len(x)
+
+    def cost(i: int, j: int) -> float:
+        part, weight = x[i:j], h[i:j]
+        return float((weight * (part - (weight * part).sum() / weight.sum()) ** 2).sum()) if weight.sum() else 0.0
+
+    best = [0.0] + [np.inf] * n
+    for _ in range(k):
+        best = [min((best[i] + cost(i, j) for i in range(j + 1) if i < j or j == 0), default=0.0) for j in range(n + 1)]
+        best[0] = 0.0
+    return best[n]
+
+
+@pytest.mark.parametrize("importance", ["fisher", "second_moment"])
+def test_every_row_is_at_its_weighted_optimum(importance):
+    w, known = gaussian(6, 40), calibration_of(6, 40)
+    method = KMeans(2, 1, importance=importance)
+    h = method.weights(known, 6, 40)
+    levels = optimal_levels(w, 4, 1, h).double().numpy()
+    for row in range(6):
+        got = cost(w[row][None].numpy(), levels[row][None], h[row][None].numpy().astype(float))[0]
+        assert got == pytest.approx(weighted_optimum(w[row].numpy(), h[row].numpy(), 4), rel=1e-5)  # levels in float32
+
+
+@pytest.mark.parametrize("importance", ["fisher", "second_moment"])
+@pytest.mark.parametrize(("rows", "group", "scale"), [(1, "tensor", None), (4, "tensor", None), (0, 32, "float16")])
+def test_weighted_levels_are_never_worse_in_what_they_minimise(importance, rows, group, scale):
+    w, known = gaussian(24, 256), calibration_of(24, 256)
+    plain = KMeans(3, rows, group, scale)
+    method = KMeans(3, rows, group, scale, importance)
+    assert method.needs == {importance}
+    h = method.weights(known, 24, 256)
+    errors = [(h * (q.quantize(w, known).decode() - w) ** 2).sum(1) for q in (method, plain)]
+    assert errors[0].sum() < errors[1].sum()
+    if rows == 1:
+        assert bool((errors[0] <= errors[1] * (1 + 2e-3)).all())  # levels are rounded to 11 bits
+        assert errors[0].sum() < 0.95 * errors[1].sum()
+    plain_errors = [(q.quantize(w, known).decode() - w).square().sum() for q in (method, plain)]
+    assert plain_errors[0] > plain_errors[1]  # and so it is not the same
+
+
+def test_importance_is_relative_and_rows_without_any_count_alike():
+    w, known = gaussian(6, 64), calibration_of(6, 64)
+    method = KMeans(3, 1, importance="fisher")
+    tiny = dataclasses.replace(known, fisher=known.fisher * 1e-36)
+    assert torch.equal(method.quantize(w, known).levels, method.quantize(w, tiny).levels)
+    known.fisher[2] = 0
+    levels = method.quantize(w, known).levels
+    assert torch.equal(levels[2], KMeans(3, 1).quantize(w).levels[2])
+    assert not torch.equal(levels[3], KMeans(3, 1).quantize(w).levels[3])
+
+
+def test_squeezellm_is_one_table_a_row_weighted_by_fisher_information():
+    for bits in (3, 4):
+        assert METHODS[f"squeezellm-{bits}bit"] == KMeans(bits, 1, importance="fisher")
+    w = gaussian(4, 4096)
+    stored = METHODS["squeezellm-3bit"].quantize(w, Calibration(fisher=w.square()))
+    assert stored.bits_per_weight == 3 + 16 * 8 / 4096  # 3.03 of rows as wide as LLaMA-7B's
+
+
+NAMES = [m for m in METHODS if m.startswith(("kmeans", "squeezellm", "cluster", "quantile", "pot", "apot", "prune"))]
 
 
 def degenerate() -> dict[str, torch.Tensor]:
@@ -212,7 +278,7 @@ def degenerate() -> dict[str, torch.Tensor]:
 def test_degenerate_weights(method, case):
     w = degenerate()[case]
     before = w.clone()
-    stored, again = METHODS[method].quantize(w), METHODS[method].quantize(w)
+    stored, again = quantize(method, w), quantize(method, w)
     got = stored.dequantize()
     assert torch.equal(w, before)
     assert got.shape == w.shape
@@ -220,14 +286,14 @@ def test_degenerate_weights(method, case):
     assert all(torch.equal(a, b) for a, b in zip(stored.stored().values(), again.stored().values(), strict=True))
     if case in ("zero", "denormal"):
         assert not got.any()
-    elif case == "two values" and method.startswith(("kmeans", "cluster")):
+    elif case == "two values" and method.startswith(("kmeans", "squeezellm", "cluster")):
         assert torch.equal(got, w)
     elif case in ("constant", "single", "huge") and not method.startswith("prune"):
         assert torch.allclose(got, w, rtol=1e-3)  # half a step of float16
 
 
 def test_settings_are_checked():
-    for bad in ({"bits": 9}, {"bits": 0}, {"rows": -1}, {"group": 64}, {"scale": "int3"}):
+    for bad in ({"bits": 9}, {"bits": 0}, {"rows": -1}, {"group": 64}, {"scale": "int3"}, {"importance": "w"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             KMeans(**bad)
     with pytest.raises(ValueError, match="k must"):
