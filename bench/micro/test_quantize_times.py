@@ -1,0 +1,102 @@
+"""Seconds to quantize one 4096 x 4096 layer on the CPU, all cores, against what each method may take.
+
+The weight is N(0, 1); the inputs' second moment is that of an autoregressive sequence of 2048 rows with some channels
+ten times as large, gathered beforehand. The median of the passes and their range are reported; a first pass that
+compiles is not counted. Run as `python -m bench.micro.test_quantize_times` for the table, or under pytest for a smoke
+run on small layers.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from bench.provenance import commit, cpu_model
+from quant import METHODS, Calibration
+
+__all__ = ["LIMITS", "main", "measure"]
+
+SIZE = 4096
+PASSES = 3
+# method -> seconds that it may take on two cores
+LIMITS = {
+    "uniform-int4-g64": 0.5,
+    "uniform-int4-asym-g64": 0.5,
+    "nf4-g64": 0.5,
+    "nf4-g64-dq": 0.5,
+    "kmeans-4bit-tensor": 1.0,
+    "kmeans-4bit-row": 10.0,
+    "squeezellm-4bit": 10.0,
+    "hqq-int4-g64": 5.0,
+    "gptq-int4-g64": 60.0,
+    "gptq-nf4-g64": 60.0,
+}
+HEADING = """# Quantizing one layer of 4096 x 4096 on the CPU
+
+Seconds, the median of 3 passes after a first one that is not counted, and their range; the gathering of a calibration
+is not in them.
+"""
+
+
+def calibration(size: int, names: frozenset[str]) -> Calibration | None:
+    """Correlated inputs with large channels, and a Fisher information that varies over three decades."""
+    if not names:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size // 2, size, generator=generator)
+    for j in range(1, size):
+        x[:, j] = 0.8 * x[:, j - 1] + 0.6 * x[:, j]
+    x[:, ::64] *= 10
+    fisher = 10.0 ** (-3 * torch.rand(size, size, generator=generator)) if "fisher" in names else None
+    return Calibration(x.T @ x / len(x), x.abs().mean(0), fisher, len(x))
+
+
+def measure(method: str, size: int = SIZE, passes: int = PASSES) -> list[float]:
+    """Wall seconds of each pass, ascending."""
+    quantizer = METHODS[method]
+    weight = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    known = calibration(size, quantizer.needs)
+    if known is None or known.fisher is None:
+        quantizer.quantize(weight[:64], known)  # what is compiled is compiled now
+    else:
+        part = Calibration(known.second_moment, known.magnitude, known.fisher[:64], known.n_samples)
+        quantizer.quantize(weight[:64], part)
+    taken = []
+    for _ in range(passes):
+        begin = time.perf_counter()
+        quantizer.quantize(weight, known)
+        taken.append(time.perf_counter() - begin)
+    return sorted(taken)
+
+
+@pytest.mark.parametrize("method", LIMITS)
+def test_every_method_of_the_table_is_timed(method: str) -> None:
+    taken = measure(method, size=128, passes=2)
+    assert len(taken) == 2
+    assert 0 < taken[0] <= taken[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table as Markdown, with what it was measured on."""
+    print(HEADING)
+    threads = torch.get_num_threads()
+    about = f"{cpu_model()}, {threads} threads, torch {torch.__version__}, commit {str(commit()[0])[:12]}"
+    print(f"{about}. `python -m bench.micro.test_quantize_times`\n")
+    print("| method | seconds | range | may take | |")
+    print("|:--|--:|:--|--:|:--|")
+    for method, limit in LIMITS.items():
+        taken = measure(method)
+        middle = statistics.median(taken)
+        print(
+            f"| {method} | {middle:.2f} | {taken[0]:.2f} to {taken[-1]:.2f} | {limit:g} | "
+            f"{'within' if middle <= limit else 'OVER'} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
