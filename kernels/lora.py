@@ -133,7 +133,7 @@ def _multiply(x: Tensor, inner: Tensor, b: Tensor, weight: Mapping[str, Any]) ->
         "UPCAST": LORA.interpreted,
     }
     if m:
-        Launch(LORA, grid, {**batch, **weight, **update, **fixed}).run()
+        Launch(LORA if weight["zero_ptr"] is None else ZEROS, grid, {**batch, **weight, **update, **fixed}).run()
         if splits > 1:
             add_up(part, out)
     return out.view(*x.shape[:-1], n)
@@ -197,15 +197,19 @@ def _lora(
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(out_row[None, :] < m) & (row[:, None] < n))
 
 
-LORA = Kernel(
-    _lora,
-    configs=tuple(
-        triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages)
-        for n, warps, stages in ((64, 4, 4), (128, 8, 4), (64, 8, 4), (128, 8, 3))
-    ),
-    slow=triton.Config({"BLOCK_N": 256}),
-    key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M", "BLOCK_R"),
-)
+def _variants(*settings: tuple[int, int, int]) -> Kernel:
+    return Kernel(
+        _lora,
+        configs=tuple(
+            triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages) for n, warps, stages in settings
+        ),
+        slow=triton.Config({"BLOCK_N": 256}),
+        key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M", "BLOCK_R"),
+    )
+
+
+LORA = _variants((64, 4, 4), (128, 8, 4), (64, 8, 4), (128, 8, 3))
+ZEROS = _variants((64, 4, 3), (128, 8, 3))  # as in `kernels.small`
 RANKS = (8, 1, 16, 3, 64, 33)
 
 

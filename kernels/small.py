@@ -58,12 +58,12 @@ def small(x: Tensor, out: Tensor, weight: Mapping[str, Any]) -> None:
 
 def _kernel(dtype: torch.dtype, weight: Mapping[str, Any], block_m: int, block_k: int) -> Kernel:
     held = block_m  # in proportion to what a tile keeps in registers, as compiling it tells
-    held *= 2 if weight["zero_ptr"] is not None else 1
-    held *= 2 if weight["ROWS"] or block_k > 64 else 1
+    held *= 2 if weight["zero_ptr"] is not None or weight["ROWS"] or block_k > 64 else 1
     held *= 4 if 4 < weight["BITS"] < 8 else 1  # decoded in words of 64 bits
     if dtype == torch.float32:
         return SINGLE if held < 128 else CROWDED_SINGLE
-    return CROWDED if held >= 128 else TABLES if weight["ROWS"] else SMALL
+    beside = weight["ROWS"] or weight["zero_ptr"] is not None
+    return CROWDED if held >= 128 else THREE_STAGES if beside else SMALL
 
 
 def column_block(group: int, dtype: torch.dtype, bits: int = 8) -> int:
@@ -223,7 +223,8 @@ def _variants(*settings: tuple[int, int, int]) -> Kernel:
 
 
 SMALL = _variants((128, 4, 4), (128, 4, 3), (64, 4, 4), (128, 8, 4))
-TABLES = _variants((128, 4, 3), (64, 4, 3))  # tables by rows: a fourth stage exceeds the shared memory of gfx942
+# of a fourth stage gfx942 has no shared memory for tables by rows, and its compiler of 3.6 fails with zero points
+THREE_STAGES = _variants((128, 4, 3), (64, 4, 3))
 CROWDED = _variants((128, 8, 3), (64, 4, 3))  # four warps to 128 rows would spill
 SINGLE = _variants((64, 4, 2), (128, 8, 2))  # float32, without the matrix unit: larger tiles and more stages spill
 CROWDED_SINGLE = _variants((128, 8, 2))
