@@ -6,7 +6,9 @@ A program owns a tile [BLOCK_M, BLOCK_K] of dx and walks down the n rows of the 
 lies, no transposed copy exists, and where the group covers the tile's columns each row of it has one scale. The scale
 is multiplied into the weight, not into dy: a gradient in float16 would underflow. Nothing dense of the weight's size
 is written. The rows of the weight are shared out among `splits` programs whose partial results are added up in their
-order; splits follow from the weight alone, so row i of dx does not depend on how many rows dy has.
+order; splits follow from the weight alone, so row i of dx does not depend on how many rows dy has, up to the matrix
+unit: dy is the left operand, and Hopper, Blackwell (sm_100) and AMD multiply tiles of few rows by another instruction
+(up to 32, 32 and 16 rows) than those of more. Between the two rows agree to rounding.
 Source: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, section 3: gradients pass through the frozen quantized weight.
 """
 

@@ -74,6 +74,7 @@ AFFINE = (
     Case(2, 48, k=100, zero=torch.float32),
     Case(8, "channel", zero=torch.float32),
     Case(4, "tensor", zero=torch.float16),
+    Case(4, 128, m=33, k=300, zero=torch.float16),
 )
 NESTED = (
     Case(4, 64, nest=256),
@@ -106,9 +107,19 @@ def affine_examples(dtype: torch.dtype, device: str, *, product: bool, nested: b
     return (_affine(case, dtype, device, product) for case in AFFINE + NESTED * nested)
 
 
-def affine_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, product: bool) -> Example:
-    """Symmetric 4 bits in groups of 64 with float16 scales."""
-    return _affine(Case(m=m, n=n, k=k, scale=torch.float16), dtype, device, product)
+def affine_sized(
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    product: bool,
+    group: int | str = 64,
+    zero: torch.dtype | None = None,
+) -> Example:
+    """4 bits with float16 scales: symmetric in groups of 64 where nothing else is said."""
+    return _affine(Case(4, group, m=m, n=n, k=k, scale=torch.float16, zero=zero), dtype, device, product)
 
 
 def w8a8_examples(dtype: torch.dtype, device: str) -> Iterator[Example]:

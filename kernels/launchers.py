@@ -1,9 +1,9 @@
 """What is done with a quantized weight, of either family: decode it, and multiply by it.
 
 Products take `kernels.small`, which adds up in an order that the weight and the dtype alone decide: row i of the
-product is the same bit by bit for every number of rows, with a zero point to rounding (see there). A single row with
-4-bit codes takes `kernels.gemv` instead, which agrees with it to rounding; inside `rows_alike` it does not, and its
-bits are then those of more rows too.
+product is the same bit by bit for every number of rows, with or without a zero point (on AMD's GPUs to rounding between
+up to 16 rows and more, see there). A single row with 4-bit codes takes `kernels.gemv` instead, which agrees with it to
+rounding; inside `rows_alike` it does not, and its bits are then those of more rows too.
 """
 
 from __future__ import annotations

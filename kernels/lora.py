@@ -3,7 +3,7 @@
     inner   [m, r] = scaling * x @ a.T, computed beforehand: it is small, and autograd then knows the factor a
     lora    y[i, j] = sum over c of x[i, c] * w[j, c]  +  sum over q of inner[i, q] * b[j, q],   in float32
 
-The product is that of `kernels.small`, step by step. The update is added to the tile of y, where the columns are shared
+The product is the loop of `kernels.small`. The update is added to the tile of y, where the columns are shared
 out to the first share's, while that is still in registers: y is not read back for it. The rank is at most 64; it is
 filled up to a power of two, 16 or more, for the matrix unit. Beside a half precision x the factors are multiplied in
 TF32 on NVIDIA and gfx942, whose 10 bits are no fewer than those of x; beside float32, exactly.
@@ -22,14 +22,13 @@ from torch import Tensor
 
 from kernels import affine, codebook
 from kernels.checks import check_x
-from kernels.decoding import planes_of, scales_at, table_of, units_of
 from kernels.examples import affine_examples, affine_sized, codebook_examples, codebook_sized
 from kernels.gemv import shares
 from kernels.launchers import weight_arguments
 from kernels.nested import Scale
 from kernels.op import MULTIPLIED, Example, Op
 from kernels.partials import add_up
-from kernels.small import column_block, row_block
+from kernels.small import column_block, product_of, row_block
 from kernels.tuning import Kernel, Launch
 
 __all__ = ["LARGEST_RANK", "OPERATIONS", "affine_lora", "codebook_lora"]
@@ -134,7 +133,7 @@ def _multiply(x: Tensor, inner: Tensor, b: Tensor, weight: Mapping[str, Any]) ->
         "UPCAST": LORA.interpreted,
     }
     if m:
-        Launch(LORA, grid, {**batch, **weight, **update, **fixed}).run()
+        Launch(LORA if weight["zero_ptr"] is None else ZEROS, grid, {**batch, **weight, **update, **fixed}).run()
         if splits > 1:
             add_up(part, out)
     return out.view(*x.shape[:-1], n)
@@ -182,51 +181,11 @@ def _lora(
     out_row = tl.program_id(0) % across * BLOCK_M + tl.arange(0, BLOCK_M)
     row = tl.program_id(0) // across % down * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(0) // (across * down)
-    compute = tl.float32 if UPCAST else x_ptr.dtype.element_ty
-    unit = compute if GROUP % BLOCK_K == 0 else tl.float32
-    centre: tl.constexpr = 1 << (BITS - 1)
-    table = table_of(levels_ptr, n_levels, BITS, unit)
-    planes = planes_of(levels_ptr, n_levels, unit, PTX)
-    side = row.to(tl.int64) * side_row
-    acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
-    x_total = tl.full((BLOCK_M,), 0.0, tl.float32)
-    blocks = (k + BLOCK_K - 1) // BLOCK_K
-    for block in range(split * share, tl.minimum(blocks, split * share + share)):
-        start = block * BLOCK_K  # so the compiler sees that it is aligned
-        col = start + tl.arange(0, BLOCK_K)
-        x_at = x_ptr + out_row.to(tl.int64)[None, :] * x_row + col.to(tl.int64)[:, None] * x_col
-        x = tl.load(x_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0.0).to(compute)
-        u = units_of(
-            codes_ptr, levels_ptr, table, planes, row, start, n, row_bytes, n_levels,
-            BITS, ROWS, PTX, centre, unit, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        if GROUP == 0:
-            acc = tl.dot(u, x, acc, input_precision="ieee")
-            if zero_ptr is not None:
-                x_total += tl.sum(x.to(tl.float32), axis=0)
-        elif GROUP % BLOCK_K == 0:
-            at = side + start // GROUP
-            part = tl.dot(u, x, input_precision="ieee")
-            if zero_ptr is not None:
-                z = tl.load(zero_ptr + at, mask=row < n, other=0.0).to(tl.float32) - centre
-                part -= z[:, None] * tl.sum(x.to(tl.float32), axis=0)[None, :]
-            s = scales_at(scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, at, row < n, NEST)
-            acc += part * s[:, None]
-        else:
-            at = side[:, None] + col[None, :] // GROUP
-            inside = (row[:, None] < n) & (col[None, :] < k)
-            w = u
-            if zero_ptr is not None:
-                w = u - (tl.load(zero_ptr + at, mask=inside, other=0.0).to(tl.float32) - centre)
-            w *= scales_at(scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, at, inside, NEST)
-            acc = tl.dot(w.to(compute), x, acc, input_precision="ieee")
-    if GROUP == 0:
-        if zero_ptr is not None:
-            z = tl.load(zero_ptr + side, mask=row < n, other=0.0).to(tl.float32) - centre
-            acc -= z[:, None] * x_total[None, :]
-        if scale_ptr is not None:
-            s = scales_at(scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, side, row < n, NEST)
-            acc *= s[:, None]
+    acc = product_of(
+        x_ptr, codes_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, zero_ptr,
+        out_row, row, split, m, n, k, x_row, x_col, row_bytes, side_row, n_levels, share,
+        BITS, GROUP, ROWS, NEST, PTX, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     if split == 0:
         r = tl.arange(0, BLOCK_R)
         b_at = b_ptr + row.to(tl.int64)[:, None] * rank + r[None, :]
@@ -238,15 +197,19 @@ def _lora(
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(out_row[None, :] < m) & (row[:, None] < n))
 
 
-LORA = Kernel(
-    _lora,
-    configs=tuple(
-        triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages)
-        for n, warps, stages in ((64, 4, 4), (128, 8, 4), (64, 8, 4), (128, 8, 3))
-    ),
-    slow=triton.Config({"BLOCK_N": 256}),
-    key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M", "BLOCK_R"),
-)
+def _variants(*settings: tuple[int, int, int]) -> Kernel:
+    return Kernel(
+        _lora,
+        configs=tuple(
+            triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages) for n, warps, stages in settings
+        ),
+        slow=triton.Config({"BLOCK_N": 256}),
+        key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M", "BLOCK_R"),
+    )
+
+
+LORA = _variants((64, 4, 4), (128, 8, 4), (64, 8, 4), (128, 8, 3))
+ZEROS = _variants((64, 4, 3), (128, 8, 3))  # as in `kernels.small`
 RANKS = (8, 1, 16, 3, 64, 33)
 
 

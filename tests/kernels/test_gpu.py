@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.examples import affine_sized
 from kernels.launchers import rows_alike
 from kernels.op import operations
 from tests.kernels.conftest import run_guarded
@@ -33,6 +34,25 @@ def test_a_row_of_the_product_does_not_depend_on_the_batch(name: str, dtype: tor
         assert torch.equal(op.triton(**{**arguments, "x": x[:m]}), whole[:m])
     with rows_alike():
         assert torch.equal(op.triton(**{**arguments, "x": x[:1]}), whole[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("group", [64, 128, "channel"])
+@pytest.mark.parametrize("name", ["affine_matmul", "affine_lora"])
+def test_a_row_of_a_product_with_zero_points_does_not_depend_on_the_batch(
+    name: str, group: int | str, dtype: torch.dtype
+) -> None:
+    op = operations()[name]
+    example = affine_sized(64, 257, 1024, dtype, "cuda", product=True, group=group, zero=torch.float16)
+    arguments = dict(example.arguments)
+    if name == "affine_lora":
+        arguments |= {"inner": torch.randn(64, 16, device="cuda"), "b": torch.randn(257, 16, device="cuda")}
+    whole = op.triton(**arguments)
+    assert op.disagreement(whole, arguments) is None
+    with rows_alike():
+        for m in (1, 2, 3, 5, 16, 17, 33):
+            few = {word: value[:m] if word in ("x", "inner") else value for word, value in arguments.items()}
+            assert torch.equal(op.triton(**few), whole[:m])
 
 
 @pytest.mark.parametrize("name", list(operations()))

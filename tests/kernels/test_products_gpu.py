@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 
 from kernels import gemv, small
 from kernels.affine import affine_dequantize
-from kernels.op import operations
+from kernels.examples import affine_sized
+from kernels.op import Op, operations
 from kernels.packing import pack
-from kernels.tuning import searching
+from kernels.tuning import recorded, searching
 from tests.kernels.conftest import run_guarded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -66,16 +68,30 @@ def test_a_captured_graph_gives_the_same_bits(name: str, m: int) -> None:
 def test_every_configuration_is_right_and_for_more_rows_gives_the_same_bits(
     name: str, m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    op, arguments = operations()[name], sized(name, m, 520, 4096, torch.bfloat16)
-    module, word = (gemv, "GEMV") if m == 1 else (small, "SMALL")
-    kernel = getattr(module, word)
+    every_configuration(operations()[name], sized(name, m, 520, 4096, torch.bfloat16), monkeypatch)
+
+
+@pytest.mark.parametrize("group", [64, 128, "channel"])
+@pytest.mark.parametrize("m", [1, 2, 32, 64])
+def test_every_configuration_gives_the_same_bits_with_zero_points(
+    group: int | str, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = affine_sized(m, 520, 4096, torch.bfloat16, "cuda", product=True, group=group, zero=torch.float16)
+    every_configuration(operations()["affine_matmul"], example.arguments, monkeypatch)
+
+
+def every_configuration(op: Op, arguments: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the product in each configuration of its kernel: which one is taken may depend on the number of rows."""
+    kernel = recorded(op.triton, arguments)[1][0].kernel
+    single = len(arguments["x"]) == 1
+    module = gemv if single else small
+    word = next(word for word, value in vars(module).items() if value is kernel)
     first = op.triton(**arguments)
-    for config in kernel.configs:  # which one is taken may depend on the number of rows
-        alone = type(kernel)(kernel.fn, (config,), kernel.slow, kernel.key)
-        monkeypatch.setattr(module, word, alone)
+    for config in kernel.configs:
+        monkeypatch.setattr(module, word, type(kernel)(kernel.fn, (config,), kernel.slow, kernel.key))
         got = run_guarded(op, arguments)
         assert op.disagreement(got, arguments) is None, config
-        assert m == 1 or torch.equal(got, first), config
+        assert single or torch.equal(got, first), config
 
 
 def test_a_search_changes_the_time_and_not_the_product(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
