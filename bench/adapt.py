@@ -7,54 +7,31 @@ Beside those that the names explain:
                 of a causal model is its embedding, so its final norm is trained: a weight for every feature
     prompt      virtual tokens before the input (Lester et al. 2021, arXiv 2104.08691), by the peft library; an
                 encoder's head is trained with them
-    qlora       fields of the quantized weight that its method calls trainable learn along with the adapter
 
-What is judged, or trained, computes with dense decoded weights: exact, and fast for many tokens. Memory is that of
-the packed model, which shares the stored tensors.
+Those that train a new adapter on a quantized base are in `bench.qlora`.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.baseline import Setting, baseline_adapter, fit, with_logistic_head
-from bench.calibration import calibration_of
-from bench.provenance import commit, utc_now
+from bench.adapted import Adapted, decoded_model, quantized_of, with_baseline
+from bench.baseline import Setting, fit, with_logistic_head
+from bench.qlora import QLORA
 from bench.tasks.classification import Classification
 from quant import Quantizer, UnsupportedError
-from quant.linear import QuantizedLinear, quantize_model
-from quant.lora import LoRAConfig, add_lora, merge_lora
-from quant.modules import replace_modules, share
+from quant.lora import merge_lora
+from quant.modules import share
 
-__all__ = ["ADAPT", "Adapted", "adapt", "decoded_model", "lora_config"]
+__all__ = ["ADAPT", "adapt"]
 
 FINAL_NORMS = ("model.norm", "model.final_layernorm", "transformer.ln_f", "gpt_neox.final_layer_norm")
-
-
-@dataclass(frozen=True, eq=False)
-class Adapted:
-    """An adapted module, to be judged; `training` and `training_memory` are groups of the record.
-
-    `packed` is the same model as it is stored, where that is another one. `plain` is the un-adapted model with the
-    decoded weights of `quantized`, by layer in `decoded` [n, k]. `kin`: it stands in for the baseline, so KL to it
-    has a meaning.
-    """
-
-    module: nn.Module
-    packed: nn.Module | None = None
-    quantized: nn.Module | None = None
-    plain: nn.Module | None = None
-    decoded: Mapping[str, Tensor] | None = None
-    training: dict[str, Any] | None = None
-    training_memory: dict[str, Any] | None = None
-    kin: bool = False
 
 
 def adapt(order: str, setting: Setting, quantizer: Quantizer) -> Adapted:
@@ -132,110 +109,22 @@ class _WithoutPrompt(nn.Module):
         return out
 
 
-def lora_config(setting: Setting) -> LoRAConfig:
-    """The adapter that `setting` asks for; an encoder's head is trained with it."""
-    p = setting.protocol
-    also = ("head",) if setting.model.kind == "encoder" else ()
-    return LoRAConfig(p.rank, p.alpha, p.dropout, p.targets, seed=setting.seed, also_train=also)
-
-
-def _with_baseline(module: nn.Module, setting: Setting) -> tuple[nn.Module, dict[str, Any]]:
-    """`module` with the adapter of the baseline, and what its training was."""
-    out = add_lora(module, lora_config(setting))
-    tensors, extra = baseline_adapter(setting, lambda: _train_lora(setting))
-    load_trained(out, tensors)
-    return out, extra
-
-
-def _train_lora(setting: Setting) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    module = add_lora(_wrapped(setting), lora_config(setting))
-    training, memory = fit(setting, module, setting.rates.lora)
-    training |= {"trained_utc": utc_now(), "trained_commit": commit()[0]}  # a later record may reuse the adapter
-    return trained_state(module), {"training": training, "training_memory": memory}
-
-
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name."""
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` into the trainable parameters of `module`; the names must be the same."""
-    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if own.keys() != tensors.keys():
-        raise ValueError(f"the stored adapter does not fit: it differs in {sorted(own.keys() ^ tensors.keys())[:4]}")
-    with torch.no_grad():
-        for name, p in own.items():
-            p.copy_(tensors[name])
-
-
 def _lora(setting: Setting, quantizer: Quantizer) -> Adapted:
-    module, extra = _with_baseline(_wrapped(setting), setting)
+    module, extra = with_baseline(_wrapped(setting), setting)
     return Adapted(module, training=extra["training"], training_memory=extra["training_memory"], kin=True)
 
 
-class Rounding(nn.Linear):
-    """A plain linear layer that sees x as `activations` rounds it; the gradient passes as if it did not."""
-
-    activations: Callable[[Tensor], Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + (self.activations(x) - x).detach())
-
-
-def decoded_model(quantized: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of `quantized` with plain linear layers in place of the quantized ones, and their weights [n, k] by name.
-
-    Each layer is decoded once; one whose product rounds x still does. All else shares memory with `quantized`.
-    """
-    plain = share(quantized)
-    decoded: dict[str, Tensor] = {}
-    new: dict[str, nn.Module] = {}
-    for name, layer in plain.named_modules():
-        if isinstance(layer, QuantizedLinear):
-            decoded[name] = layer.weight_qt.decode()
-            kind = Rounding if layer.weight_qt.rounds else nn.Linear
-            dense = kind(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-            if isinstance(dense, Rounding):
-                dense.activations = layer.weight_qt.activations
-            dense.weight = nn.Parameter(decoded[name], requires_grad=False)
-            dense.register_parameter("bias", layer.bias)
-            new[name] = dense.train(layer.training)
-    return replace_modules(plain, new), decoded
-
-
-def _quantized(setting: Setting, module: nn.Module, quantizer: Quantizer, merged: bool = False) -> nn.Module:
-    known = calibration_of(setting, quantizer, module if merged else None)
-    return quantize_model(module, quantizer, skip=setting.protocol.skip, calibration=known)
-
-
 def _beneath(setting: Setting, quantizer: Quantizer) -> Adapted:
-    quantized = _quantized(setting, _wrapped(setting), quantizer)
+    quantized = quantized_of(setting, _wrapped(setting), quantizer)
     plain, decoded = decoded_model(quantized)
-    module, _ = _with_baseline(plain, setting)
-    packed, _ = _with_baseline(quantized, setting)
+    module, _ = with_baseline(plain, setting)
+    packed, _ = with_baseline(quantized, setting)
     return Adapted(module, packed, quantized, plain, decoded, kin=True)
 
 
-def _qlora(setting: Setting, quantizer: Quantizer) -> Adapted:
-    packed = add_lora(_quantized(setting, _wrapped(setting), quantizer), lora_config(setting))
-    for layer in _quantized_layers(packed):
-        for name in layer.trainable:
-            layer.stored()[name].requires_grad_(True)
-    module = share(packed)
-    for layer in _quantized_layers(module):
-        layer.engine = "dense"
-    training, memory = fit(setting, module, setting.rates.lora, measured=packed)
-    return Adapted(module, packed, training=training, training_memory=memory, kin=True)
-
-
-def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
-    return [m for m in module.modules() if isinstance(m, QuantizedLinear)]
-
-
 def _merge(setting: Setting, quantizer: Quantizer) -> Adapted:
-    module, _ = _with_baseline(_wrapped(setting), setting)
-    packed = _quantized(setting, merge_lora(module), quantizer, merged=True)
+    module, _ = with_baseline(_wrapped(setting), setting)
+    packed = quantized_of(setting, merge_lora(module), quantizer, merged=True)
     return Adapted(decoded_model(packed)[0], packed, kin=True)
 
 
@@ -246,6 +135,5 @@ ADAPT: dict[str, Callable[[Setting, Quantizer], Adapted]] = {
     "full": _full,
     "lora": _lora,
     "beneath": _beneath,
-    "qlora": _qlora,
     "merge": _merge,
-}
+} | QLORA

@@ -15,9 +15,10 @@ from typing import Any
 import safetensors
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from bench.cache import Entry, cached
+from bench.data import Batch
 from bench.measure.training import train_step_memory
 from bench.models import Model, fingerprint, load
 from bench.models.fingerprint import digest_of
@@ -38,15 +39,16 @@ CALIBRATION_FIELDS = (
 )
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
-    "bench/adapt.py",
+    "bench/adapted.py",
     "bench/baseline.py",
-    "bench/cells.py",
+    "bench/judge.py",
     "bench/train.py",
     "bench/models/*.py",
     "bench/data/*.py",
     "bench/tasks/*.py",
     "bench/measure/t*.py",
     "quant/lora.py",
+    "quant/lora_config.py",
     "quant/modules.py",
 )
 
@@ -132,9 +134,15 @@ def with_logistic_head(setting: Setting) -> nn.Module:
 
 
 def fit(
-    setting: Setting, module: nn.Module, lr: float, measured: nn.Module | None = None
+    setting: Setting,
+    module: nn.Module,
+    lr: float,
+    measured: nn.Module | None = None,
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train `module` in place on the task; the record's `training` and `training_memory` groups.
+
+    `loss` is what is trained on (default: the task's).
 
     The memory is that of one step of `measured` (default: `module`) on the largest batch of a pass, before the
     training. `measured` may share parameters with `module`: they are put back.
@@ -152,7 +160,7 @@ def fit(
         make_optimizer=lambda ps: optimizer_of(ps, schedule),
     )
     memory |= {"batch": largest.input_ids.shape[0], "tokens": largest.input_ids.numel()}
-    trained = train(module, task.loss, task.batches(setting.model, p, setting.seed), schedule, setting.seed)
+    trained = train(module, loss or task.loss, task.batches(setting.model, p, setting.seed), schedule, setting.seed)
     measured.eval()
     module.eval()
     return trained.record(), memory

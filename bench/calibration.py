@@ -49,13 +49,15 @@ class Both(Mapping[str, Calibration]):
 
 
 def calibration_of(
-    setting: Setting, quantizer: Quantizer, merged: nn.Module | None = None
+    setting: Setting, quantizer: Quantizer, merged: nn.Module | None = None, also: frozenset[str] = frozenset()
 ) -> Mapping[str, Calibration] | None:
     """What `quantizer` needs to know of the layers of `setting`'s model, or of `merged`; None if it needs nothing.
 
+    `also` names further statistics that are wanted.
+
     Inputs and gradients are gathered apart, so methods that need one do not wait for the other.
     """
-    wanted = quantizer.needs
+    wanted = quantizer.needs | also
     kinds = [kind for kind in (INPUTS, ("fisher",)) if wanted & set(kind)]
     if not kinds:
         return None

@@ -51,7 +51,7 @@ def execute(cell: Cell, protocol: Protocol, device: str = "cpu") -> Record:
 
 def _judged(order: str, setting: Setting, quantizer: Quantizer) -> Record:
     adapted = adapt(order, setting, quantizer)
-    out: Record = {"accuracy": judged(setting, adapted.module, adapted.kin, adapted.plain)}
+    out: Record = {"accuracy": judged(setting, adapted.module, adapted.kin, adapted.plain, adapted.said)}
     if adapted.quantized is not None:
         out["weights"] = _weights(setting, adapted.quantized, adapted.decoded)
     whole = order == "beneath"

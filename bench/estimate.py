@@ -48,7 +48,8 @@ def _rough_s(cell: Cell) -> float:
     """A model that is not known is taken for the slower one."""
     if cell.model.startswith("tiny-"):
         return TINY_SPEED_S if cell.order == "speed" else TINY_S
-    return ROUGH_S.get(cell.model, ROUGH_S["smollm2"])[cell.order]
+    seconds = ROUGH_S.get(cell.model, ROUGH_S["smollm2"])
+    return seconds.get(cell.order, seconds["qlora"])  # the other orders train a new adapter on a quantized base too
 
 
 class Estimate:

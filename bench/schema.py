@@ -26,7 +26,11 @@ A *cell* is one (model, task, order, method, seed). Its *record* is one JSON lin
     weights         relative_error, sqnr_db, gap_db, layers{name: {relative_error, sqnr_db}},
                     histogram{layer, edges, weight_density, error_edges, error_density, levels}
     training        trainable_parameters, steps, tokens, train_s, first_loss, last_loss; of `lora` also trained_utc and
-                    trained_commit, since its adapter may have been trained by an earlier run
+                    trained_commit, since its adapter may have been trained by an earlier run. Of new adapters on
+                    quantized bases also objective ("task", "kl"), lr (the peak rate) and start{metric: stat,
+                    relative_error}: before the first step
+    merge_audit     {way: {relative_error, layers{name: error}, metrics{metric: stat}}} of a trained adapter merged in
+                    the ways of `bench.merge_audit`; differences are to the unmerged model
 """
 
 from __future__ import annotations
@@ -47,6 +51,11 @@ ORDERS = {
     "lora": "LoRA on the unquantized weights: the baseline of every difference",
     "beneath": "quantize beneath: the adapter of `lora`, its base quantized under it",
     "qlora": "QLoRA: the base quantized first, a new adapter trained on it",
+    "loftq": "LoftQ: base and adapter fitted to the weight in turn, then trained as in `qlora`",
+    "qpissa": "QPiSSA: the adapter starts as the principal part of the weight, the base holds the rest",
+    "eora": "EoRA: the adapter starts as what corrects the quantized base where the inputs are large",
+    "qa-lora": "QA-LoRA: an adapter on sums over groups of inputs, which merges into the zero points",
+    "distill": "QLoRA trained on the logits of `lora` in place of the labels",
     "merge": "merge then quantize: the adapter of `lora` merged into the base, the sum quantized",
     "speed": "no adaptation is judged: times and training memory of the method on this model",
 }

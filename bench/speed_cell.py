@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.adapt import lora_config
+from bench.adapted import lora_config
 from bench.baseline import Setting
 from bench.calibration import calibration_of
 from bench.data import CORPORA, Batch, evenly

@@ -15,6 +15,7 @@ from quant.core import (
 from quant import formats, methods  # isort: skip  (methods register themselves)
 from quant.adapters import load_adapter, save_adapter
 from quant.files import check_model_folder
+from quant.init import INITS, quantize_with_lora
 from quant.linear import QuantizedLinear, quantize_model
 from quant.lora import (
     LinearWithLoRA,
@@ -26,6 +27,7 @@ from quant.lora import (
     merge_lora,
     quantize_adapter,
 )
+from quant.merging import merge_into_zeros
 from quant.model import bits_per_weight, load_model, model_parts, quantized_numel, save_model, saved_sizes
 from quant.modules import DEFAULT_SKIP, linears
 
@@ -33,6 +35,7 @@ __all__ = [
     "DEFAULT_SKIP",
     "FAMILIES",
     "FORMATS",
+    "INITS",
     "METHODS",
     "PARTS",
     "Calibration",
@@ -52,11 +55,13 @@ __all__ = [
     "load_adapter",
     "load_model",
     "lora_parameters",
+    "merge_into_zeros",
     "merge_lora",
     "methods",
     "model_parts",
     "quantize_adapter",
     "quantize_model",
+    "quantize_with_lora",
     "quantized_numel",
     "register",
     "save_adapter",

@@ -80,6 +80,10 @@ class Task(ABC):
         """The training loss, a mean in nats."""
 
     @abstractmethod
+    def divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
+        """KL(reference || logits) of two models' logits for one batch, a mean over what is predicted, in nats."""
+
+    @abstractmethod
     def outputs(
         self, module: nn.Module, model: Model, protocol: Protocol, baseline: Outputs | None, keep: bool = False
     ) -> Outputs:
@@ -115,6 +119,12 @@ def fingerprint_of(name: str) -> str:
     """sha256 (hex) of all texts that the task `name` reads."""
     parts = find(name).fingerprints()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def mean_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """The mean over rows of KL(softmax reference || softmax logits), both [..., v], in nats."""
+    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()
 
 
 def device_of(model: Model) -> torch.device:

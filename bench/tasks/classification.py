@@ -17,7 +17,7 @@ from bench.data import CORPORA, Batch, Texts, evenly
 from bench.metrics import LABEL_METRICS, cosine_distance
 from bench.models import Kind, Model
 from bench.protocol import Protocol
-from bench.tasks.base import Outputs, Rates, Task, device_of, quiet, register
+from bench.tasks.base import Outputs, Rates, Task, device_of, mean_divergence, quiet, register
 from bench.tasks.heads import Classifier
 
 __all__ = ["Classification"]
@@ -86,6 +86,9 @@ class Classification(Task):
         if batch.labels is None:
             raise ValueError("a classifier trains on labelled texts")
         return nn.functional.cross_entropy(self.forward(module, batch), batch.labels)
+
+    def divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
+        return mean_divergence(logits, reference)
 
     def outputs(
         self, module: nn.Module, model: Model, protocol: Protocol, baseline: Outputs | None, keep: bool = False

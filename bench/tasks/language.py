@@ -20,7 +20,7 @@ from bench.data.batches import CHARACTERS_PER_TOKEN
 from bench.metrics import TEXT_METRICS
 from bench.models import Kind, Model
 from bench.protocol import Protocol
-from bench.tasks.base import Outputs, Rates, Task, device_of, quiet, register
+from bench.tasks.base import Outputs, Rates, Task, device_of, mean_divergence, quiet, register
 
 __all__ = ["Language"]
 
@@ -67,6 +67,9 @@ class Language(Task):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         logits = _logits(module, batch)[:, :-1]
         return nn.functional.cross_entropy(logits.flatten(0, 1), batch.input_ids[:, 1:].flatten())
+
+    def divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
+        return mean_divergence(logits[:, :-1], reference[:, :-1])
 
     def windows(self, model: Model, protocol: Protocol, text: str) -> Windows:
         """The held-out windows of the judged text `text`, [w, protocol.window]."""

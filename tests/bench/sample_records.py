@@ -116,7 +116,33 @@ def record(
             "last_loss": 0.4,
         },
     }
+    if order in ("qlora", *STARTS):
+        out["training"]["start"] = start(model, error, order, rng)
+    if order in ("qlora", "qa-lora"):
+        out["merge_audit"] = merge_audit(model, order, error, rng)
     return out | changes
+
+
+STARTS = ("loftq", "eora", "qa-lora", "distill")
+
+
+def start(model: str, error: float, order: str, rng: random.Random) -> dict[str, Any]:
+    nearer = {"loftq": 0.9, "eora": 0.7}.get(order, 1.0) * error
+    figures = accuracy(model, "start", nearer**2, rng)
+    return figures | {"relative_error": nearer}
+
+
+def merge_audit(model: str, order: str, error: float, rng: random.Random) -> dict[str, Any]:
+    sizes = {"original": error, "dequantized": 0.0016, "requantized": 0.1}
+    sizes |= {"zeros": 7e-8, "zeros16": 5e-4} if order == "qa-lora" else {}
+    return {
+        way: {
+            "relative_error": size,
+            "layers": {name: size * rng.uniform(0.8, 1.2) for name in LINEARS[model]},
+            "metrics": accuracy(model, order, size**2, rng),
+        }
+        for way, size in sizes.items()
+    }
 
 
 TRAINABLE = {"untouched": 770, "features": 770, "prompt": 8_450, "full": 22_566_146}
@@ -291,6 +317,7 @@ def sample(quick: bool = False, seeds: int = 1) -> list[dict[str, Any]]:
                 records.append(record(model, order, "fp32", seed, quick=quick))
             records += [record(model, "beneath", method, seed, quick=quick) for method in METHODS]
             records += [record(model, "qlora", method, seed, quick=quick) for method in QLORA]
+            records += [record(model, o, m, seed, quick=quick) for o in STARTS for m in ("uniform-int2-g64", "nf2")]
             records += [record(model, "merge", method, seed, quick=quick) for method in QLORA[:4]]
     failed = record("smollm2", "beneath", "nm-2-4", quick=quick)
     for block in ("memory", "training_memory", "speed", "accuracy", "weights", "training"):

@@ -57,6 +57,14 @@ def test_fp32_beneath_and_as_qlora_is_the_baseline_to_the_bit(pair):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("order", ["loftq", "eora"])
+def test_what_an_exact_base_leaves_to_correct_is_nothing(pair, order):
+    record = run(pair, order, "fp32")
+    assert all(f.get("delta", 0.0) == 0.0 for f in record["accuracy"].values())
+    assert record["training"]["start"]["relative_error"] == 0.0
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_fewer_bits_are_further_from_the_baseline(pair):
     name = "cosine_distance" if pair[0] == "tiny-encoder" else "kl_alice"
     far = [run(pair, "beneath", f"uniform-int{bits}-g64")["accuracy"][name]["value"] for bits in (8, 4, 2)]

@@ -27,12 +27,22 @@ from bench.reports.plots.layer_heatmap import split
 from quant import FAMILIES
 from tests.bench.sample_records import METHODS, record, sample
 
-NAMES = {"adapting", "layer-heatmap", "pareto-causal", "pareto-encoder", "speed", "training-memory", "weight-error"}
+NAMES = {
+    "adapting",
+    "layer-heatmap",
+    "pareto-causal",
+    "pareto-encoder",
+    "recovery",
+    "speed",
+    "training-memory",
+    "weight-error",
+}
 UNITS = {
     "adapting": ("accuracy (%)", "(MB, log scale)"),
     "layer-heatmap": ("SQNR against the method's middle layer (dB)",),
     "pareto-causal": ("nats/token", "(% of tokens)", "bits per quantized weight"),
     "pareto-encoder": ("1 − cosine", "(points)", "bits per quantized weight"),
+    "recovery": ("before training (1 − cosine, log scale)", "to LoRA (nats)", "× LoRA's (log scale)"),
     "speed": ("Speed-up over fp32 in the same run (×",),
     "training-memory": ("(MB = 10⁶ bytes)",),
     "weight-error": ("error = restored − weight",),

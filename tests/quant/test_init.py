@@ -221,3 +221,14 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match="rounds must not be negative, got -1"):
         QPiSSA(-1)
     assert all(init.source and init.idea for init in INITS.values())
+
+
+def test_the_fisher_norm_is_the_weighted_error_where_rows_and_columns_factor() -> None:
+    """With F_ij = f_i g_j, sum F E^2 is the squared norm, up to the scale of F."""
+    generator = torch.Generator().manual_seed(0)
+    f, g = (torch.rand(size, generator=generator) + 0.1 for size in (12, 40))
+    fisher = f[:, None] * g
+    for seed in (1, 2):
+        e = gaussian(12, 40, seed)
+        want = float((fisher / fisher.mean() * e**2).sum())
+        assert fisher_norm(fisher).of(e) ** 2 == pytest.approx(want, rel=1e-4)

@@ -1,0 +1,93 @@
+"""`recovery`: how much of what quantization took a new adapter gives back, by how it starts and what it is trained on.
+
+Before the first step the record holds the distance to the unquantized model (`training.start`); after the last one
+what every record holds. Differences are to LoRA on the unquantized weights, paired on the same items; a share of 1 of
+the starting distance left would be an adapter that recovers nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.reports.caption import caption
+from bench.reports.frames import Row, Run
+from bench.reports.stats import Stat
+from bench.reports.table import Column, Table, put, table
+from bench.reports.tables.methods import delta_key, key_of
+from bench.schema import METRICS
+
+STARTED = ("qlora", "loftq", "qpissa", "eora", "qa-lora", "distill")
+
+
+def judged(run: Run, kind: str) -> tuple[str, str, str]:
+    """(metric of the start's distance, metric of what is trained on, distance after training)."""
+    if kind == "encoder":
+        return "cosine_distance", "loss", "kl_labels"
+    return f"kl_{run.adapted}", f"perplexity_{run.adapted}", f"kl_{run.adapted}"
+
+
+def start_of(row: Row, metric: str) -> Stat:
+    """A metric before the first step, in the unit in which it is shown."""
+    return row.stat("training", "start", metric)
+
+
+def started(run: Run, kind: str) -> list[Row]:
+    """Rows that say how they started, by model, task, method and order."""
+    rows = [r for r in run.select(*STARTED, kind=kind) if r.table("training", "start")]
+    return sorted(rows, key=lambda r: (r.model, r.task, _bits(r), r.method, STARTED.index(r.order)))
+
+
+def _bits(row: Row) -> float:
+    return row.number("memory", "bits_per_weight") or 0.0
+
+
+def fill(run: Run, row: Row, kind: str) -> dict[str, Any]:
+    """One row of the frame."""
+    far, trained, after = judged(run, kind)
+    out: dict[str, Any] = {"model": row.model, "task": row.task, "method": row.method, "order": row.order}
+    out["bits_per_weight"] = row.number("memory", "bits_per_weight")
+    out["start_relative_error"] = row.number("training", "start", "relative_error")
+    put(out, f"start_{key_of(far)}", start_of(row, far))
+    for metric in dict.fromkeys((trained, after, "accuracy")):
+        put(out, key_of(metric), row.metric(metric))
+        put(out, delta_key(metric), row.metric(metric).difference)
+    return out
+
+
+@table("recovery")
+def recovery(run: Run) -> list[Table]:
+    """One table for each kind of model; methods by bits, the orders of each together."""
+    made = []
+    for kind in ("encoder", "causal"):
+        rows = started(run, kind)
+        if not rows:
+            continue
+        far, trained, after = judged(run, kind)
+        unit = " (nats)" if kind == "encoder" else ""
+        columns = (
+            *(Column(n, n, text=True, keep=6) for n in ("model", "task") if len({getattr(r, n) for r in rows}) > 1),
+            Column("method", "method", text=True, keep=9),
+            Column("order", "order", text=True, keep=9),
+            Column("bits/weight", "bits_per_weight", digits=4, keep=4),
+            Column("start: error of the weights", "start_relative_error", keep=5),
+            Column(f"start: {METRICS[far].heading}", f"start_{key_of(far)}", keep=6),
+            Column(f"trained: {METRICS[trained].heading}{unit}", key_of(trained), keep=5),
+            Column(f"Δ {METRICS[trained].heading} to LoRA", delta_key(trained), signed=True, keep=8),
+            Column(f"trained: {METRICS[after].heading}", key_of(after), keep=7),
+            Column("accuracy (%)", key_of("accuracy"), keep=4),
+            Column("Δ accuracy to LoRA (points)", delta_key("accuracy"), signed=True, keep=6),
+        )
+        frame = pd.DataFrame([fill(run, r, kind) for r in rows])
+        metrics = tuple(dict.fromkeys((trained, after, *(("accuracy",) if kind == "encoder" else ()))))
+        notes = (
+            "Start: before the first step. The error of the weights is that of base plus adapter, over the adapted "
+            "layers; a record without an interval for it has none, since nothing is sampled.",
+            "All orders train for the same steps on the same texts; the learning rate is scaled down where an adapter "
+            "starts large, so that a first step moves the weights no farther (`training.lr`). `distill` is trained on "
+            "the logits of the LoRA row.",
+        )
+        title = f"What a new adapter recovers, {kind} models"
+        made.append(Table(f"recovery-{kind}", title, columns, frame, caption(run, rows, metrics), notes))
+    return made
