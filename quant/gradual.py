@@ -1,6 +1,6 @@
 """Gradual pruning under a trainable adapter: the base grows sparser while the adapter learns to make up for it.
 
-    s(t) = final + (initial - final) (1 - (t - begin) / (end - begin))**3    for begin <= t <= end
+    s(t) = final + (initial - final) (1 - (t - begin) / (end - begin))**3,    begin <= t <= end
 
 At step t the frozen dense weight below every adapter is pruned anew to s(t), fast at first, when much is redundant, and
 slowly at the end. Pruning starts from the dense weight each time, so a weight that calibration or rounding chose badly
@@ -54,7 +54,7 @@ class Cubic:
             return self.initial
         since = (step - self.begin) // self.every * self.every
         left = 1 - since / (self.end - self.begin)
-        return self.final + (self.initial - self.final) * left**3
+        return self.initial + (self.final - self.initial) * (1 - left**3)
 
 
 class Gradual:
