@@ -90,7 +90,7 @@ def stages_of(given: argparse.Namespace, out: Path) -> list[Stage]:
     speeds += ("--file", str(out / "speeds.json"), "--seconds", "{seconds}")
     speeds += ("--only", "unpack/4bit/*") if given.device == "cpu" else ()
     stages = [
-        Stage("doctor", (*me, "doctor", "--device", given.device), 20, what="what is here, and does a kernel run"),
+        Stage("doctor", (*me, "doctor", "--device", given.device), 25, what="what is here, and does a kernel run"),
         Stage("tests", (*me, "tests", *common), 140, what="the GPU tests, or each kernel against its reference"),
         Stage("tuning", (*me, "tuning", *common, *since), 80, what="configurations of the kernels"),
         Stage("routes", (*me, "routes", *common), 25, what="from how many rows on to decode first"),

@@ -27,6 +27,7 @@ from bench.gpu.timing import watch_for
 __all__ = ["Plan", "estimate_s", "kernel_plan", "listing", "run_kernels", "sweep_for"]
 
 CLOCKS_S = 10.0
+BAD = ("failed", "wrong", "oom")
 TINY_COPY, TINY_SIDE = 1 << 20, 64
 FIRST_S, LATER_S = 4.0, 0.4  # a guess of what a subject takes the first time (it compiles) and in a later block
 
@@ -114,8 +115,7 @@ def run_kernels(
         print(f"the device was lost: {error}")
         code = LOST
     sink(summary(sweep, sink, started))
-    failed = [r for r in sink.written if r.get("status") in ("failed", "wrong", "oom")]
-    return code or (1 if failed else 0)
+    return code or (1 if any(r.get("status") in BAD for r in sink.written) else 0)
 
 
 def summary(sweep: Sweep, sink: Sink, started: str) -> dict[str, Any]:
@@ -129,6 +129,7 @@ def summary(sweep: Sweep, sink: Sink, started: str) -> dict[str, Any]:
         "device": sweep.watch.device,
         "started_utc": started,
         "cells": len(timed),
+        "failed": sum(r.get("status") in BAD for r in sink.written),
         "out_of_time": sweep.out_of_time,
         "ceilings": sweep.ceilings.as_dict(),
         "provenance": sweep.about,
@@ -139,7 +140,7 @@ def told(record: dict[str, Any]) -> str:
     """A record as a line for the log."""
     if record["kind"] == "run":
         late = f"; out of time: {', '.join(record['out_of_time'])}" if record["out_of_time"] else ""
-        return f"{record['cells']} cells timed{late}"
+        return f"{record['cells']} cells timed, failed {record['failed']}{late}"
     if record["kind"] == "skipped":
         return f"skipped  {record['subject']}: {record['reason']}"
     where = f"{record['operation']} {record['n']}x{record['k']}" + (f" m={record['m']}" if record["m"] else "")

@@ -27,6 +27,7 @@ OTHER_DTYPES = re.compile(r"(?<!b)float16|float32")
 LATER = re.compile(r"(?<!de)quantize|tests/bench/")
 LONG = re.compile(r"compiled|every_configuration")
 FAILED_CHARACTERS = 4000
+KEPT_BYTES = 4 << 30
 
 
 def urgency(test: str) -> tuple[bool, bool, bool]:
@@ -80,11 +81,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def _lost() -> str:
+    """Why the device does not answer any more, else nothing; much memory is given back to it for the others."""
     if "torch" not in sys.modules:  # no test has needed it, and it takes long to import
         return ""
+    import torch
+
     from bench.gpu.timing import lost
 
-    return lost()
+    why = lost()
+    if not why and torch.cuda.memory_reserved() > KEPT_BYTES:
+        torch.cuda.empty_cache()
+    return why
 
 
 def taken(name: str) -> bool:

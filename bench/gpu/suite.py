@@ -151,7 +151,8 @@ class _Group:
         name = self.name(i, again)
         own = {"SHARD": name, "SHARD_TAKEN": str(self.folder), "SHARD_NOTES": str(self.notes.resolve())}
         own |= {"SHARD_ALONE": str(int(self.alone)), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        own |= {"OMP_NUM_THREADS": "1"}  # there are as many processes as processors
+        # there are as many processes as processors
+        own |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         with (self.folder / f"{name}.txt").open("wb") as out:
             return subprocess.Popen(
                 self.command, cwd=ROOT, env={**os.environ, **own}, stdout=out, stderr=subprocess.STDOUT
