@@ -1,0 +1,114 @@
+"""Gradual pruning: the cubic schedule, masks that only grow, and an adapter that makes up for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from quant import METHODS, LoRAConfig, QuantizedLinear, add_lora, lora_parameters, quantize_model
+from quant.gradual import Cubic, Gradual, at_sparsity
+from quant.methods.owl import OWL
+from quant.methods.prune import Magnitude, NOfM
+from quant.methods.sparsegpt import SparseGPT
+from quant.methods.wanda import Wanda
+from tests.quant.samples import calibration_of, gaussian, inputs
+
+
+def test_the_schedule_is_the_papers_cubic():
+    s = Cubic(final=0.8, end=110, initial=0.2, begin=10, every=10)
+    assert [s.sparsity(t) for t in (0, 9, 10, 110, 500)] == [0.2, 0.2, pytest.approx(0.2), 0.8, 0.8]
+    assert s.sparsity(60) == s.sparsity(69) == pytest.approx(0.8 - 0.6 * 0.5**3)
+    rising = [s.sparsity(t) for t in range(120)]
+    assert rising == sorted(rising)
+    assert len(set(rising)) == 11
+    for wrong in ({"final": 1.5}, {"initial": 0.9}, {"begin": 110}, {"every": 0}):
+        with pytest.raises(ValueError):
+            Cubic(**{"final": 0.8, "end": 110} | wrong)
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 32))
+    return add_lora(dense, LoRAConfig(rank=4, alpha=8, seed=0))
+
+
+def test_masks_only_grow_and_end_at_the_final_sparsity():
+    model = student()
+    before = {n: layer.clone() for n, layer in model.named_parameters() if "lora" in n}
+    prune = Gradual(model, Magnitude(0.5), Cubic(0.75, 20, every=5))
+    last = None
+    for step in range(25):
+        sparsity = prune(step)
+        zero = model[0].base.weight_qt.decode() == 0
+        assert int(zero.sum()) == round(sparsity * zero.numel())
+        assert last is None or bool((zero >= last).all())
+        last = zero
+    assert sparsity == 0.75
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if "lora" in n)
+    assert not any(p.requires_grad for layer in prune.layers.values() for p in layer.base.parameters())
+
+
+def test_the_base_is_rebuilt_only_when_the_sparsity_changes_and_keeps_its_bias():
+    model = student()
+    bias = model[0].base.bias.clone()
+    prune = Gradual(model, Magnitude(0.5), Cubic(0.5, 10, every=4))
+    bases = []
+    for step in range(9):
+        prune(step)
+        bases.append(model[0].base)
+    assert [b is bases[0] for b in bases] == [True] * 4 + [False] * 5
+    assert bases[4] is bases[7]
+    assert torch.equal(bases[-1].bias, bias)
+
+
+def trained(gradual: bool) -> float:
+    """The loss that is left when an adapter has learned 60 steps over a base pruned at once, or gradually."""
+    model = student()
+    x = gaussian(256, 48, seed=5) * 20
+    with torch.no_grad():
+        target = model(x)
+    prune = Gradual(model, Magnitude(0.8), Cubic(0.8, 40, every=2) if gradual else Cubic(0.8, 1, initial=0.8))
+    optimizer = torch.optim.AdamW(lora_parameters(model), lr=1e-2)
+    for step in range(60):
+        prune(step)
+        loss = (model(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        untrained = student()
+        Gradual(untrained, Magnitude(0.8), Cubic(0.8, 1, initial=0.8))(0)
+        return float((model(x) - target).square().mean() / (untrained(x) - target).square().mean())
+
+
+def test_an_adapter_learns_while_the_base_grows_sparser():
+    assert trained(gradual=True) < 0.5
+
+
+@pytest.mark.parametrize("method", [Wanda(0.5), SparseGPT(0.5), OWL(Wanda(0.5))])
+def test_calibrated_methods_are_given_what_is_known(method):
+    model = student()
+    known = {"0": calibration_of(64, 48), "2": calibration_of(32, 64)}
+    prune = Gradual(model, method, Cubic(0.6, 3), known)
+    for step in range(4):
+        prune(step)
+    zeros = sum(int((layer.base.weight_qt.decode() == 0).sum()) for layer in prune.layers.values())
+    assert zeros / (64 * 48 + 32 * 64) == pytest.approx(0.6, abs=0.01)
+    x = inputs(3, 48)
+    assert model(x).isfinite().all()
+    with pytest.raises(ValueError, match="calibration"):
+        Gradual(student(), method, Cubic(0.6, 3))(1)
+
+
+def test_what_cannot_be_pruned_gradually_is_refused():
+    dense = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="no adapters"):
+        Gradual(dense, Magnitude(0.5), Cubic(0.5, 10))
+    over = add_lora(quantize_model(dense, METHODS["nf4-g64"]), LoRAConfig(rank=2))
+    assert isinstance(over[0].base, QuantizedLinear)
+    with pytest.raises(ValueError, match="must be dense to start"):
+        Gradual(over, Magnitude(0.5), Cubic(0.5, 10))
+    for method in (NOfM(2, 4), Wanda("2:4"), METHODS["nf4-g64"]):
+        with pytest.raises(ValueError, match="prunes no share"):
+            at_sparsity(method, 0.5)
