@@ -6,6 +6,8 @@ import math
 import random
 from typing import Any
 
+from tests.bench.sample_starts import LINEARS, STARTS, audit, start
+
 MODELS = {"minilm": ("reviews", 10_616_832, 22_565_376), "smollm2": ("reviews", 106_168_320, 134_515_008)}
 _GROUPED = [*((b, "g64") for b in (8, 6, 5, 4, 3, 2)), (4, "g32"), (4, "g128"), (8, "channel"), (4, "channel")]
 # name: (family, bits per weight, relative error)
@@ -117,32 +119,10 @@ def record(
         },
     }
     if order in ("qlora", *STARTS):
-        out["training"]["start"] = start(model, error, order, rng)
+        out["training"]["start"] = start(order, error, lambda worse: accuracy(model, "start", worse, rng))
     if order in ("qlora", "qa-lora"):
-        out["merge_audit"] = merge_audit(model, order, error, rng)
+        out["merge_audit"] = audit(order, error, LINEARS[model], lambda worse: accuracy(model, order, worse, rng))
     return out | changes
-
-
-STARTS = ("loftq", "eora", "qa-lora", "distill")
-
-
-def start(model: str, error: float, order: str, rng: random.Random) -> dict[str, Any]:
-    nearer = {"loftq": 0.9, "eora": 0.7}.get(order, 1.0) * error
-    figures = accuracy(model, "start", nearer**2, rng)
-    return figures | {"relative_error": nearer}
-
-
-def merge_audit(model: str, order: str, error: float, rng: random.Random) -> dict[str, Any]:
-    sizes = {"original": error, "dequantized": 0.0016, "requantized": 0.1}
-    sizes |= {"zeros": 7e-8, "zeros16": 5e-4} if order == "qa-lora" else {}
-    return {
-        way: {
-            "relative_error": size,
-            "layers": {name: size * rng.uniform(0.8, 1.2) for name in LINEARS[model]},
-            "metrics": accuracy(model, order, size**2, rng),
-        }
-        for way, size in sizes.items()
-    }
 
 
 TRAINABLE = {"untouched": 770, "features": 770, "prompt": 8_450, "full": 22_566_146}
@@ -246,35 +226,6 @@ def accuracy(model: str, order: str, worse: float, rng: random.Random) -> dict[s
         "top1_wiki": stat(1 / (1 + kl), 0.012, 4096),
         "top1_reviews": stat(1 / (1.1 + kl), 0.012, 4096),
     }
-
-
-LINEARS = {
-    "minilm": [
-        f"encoder.layer.{i}.{n}"
-        for i in range(6)
-        for n in (
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
-            "attention.output.dense",
-            "intermediate.dense",
-            "output.dense",
-        )
-    ],
-    "smollm2": [
-        f"model.layers.{i}.{n}"
-        for i in range(30)
-        for n in (
-            "self_attn.q_proj",
-            "self_attn.k_proj",
-            "self_attn.v_proj",
-            "self_attn.o_proj",
-            "mlp.gate_proj",
-            "mlp.up_proj",
-            "mlp.down_proj",
-        )
-    ],
-}
 
 
 def weights(model: str, family: str, error: float, rng: random.Random) -> dict[str, Any]:

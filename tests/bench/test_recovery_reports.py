@@ -10,7 +10,8 @@ from bench.reports import style
 from bench.reports.frames import Run
 from bench.reports.plots import PLOTS
 from bench.reports.table import TABLES, Table
-from tests.bench.sample_records import QLORA, STARTS, record, sample
+from tests.bench.sample_records import QLORA, record, sample
+from tests.bench.sample_starts import STARTS
 
 
 @pytest.fixture(scope="module")
