@@ -92,7 +92,7 @@ class Q4K(BlockFormat):
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
         cells = grouped(weight, BLOCK)
-        found = [make_qkx2(part) for part in cells.flatten(0, 1).split(PIECE // BLOCK)]
+        found = [make_qkx2(part) for part in torch.split(cells.flatten(0, 1), PIECE // BLOCK)]
         shape = (n, cells.shape[1])
         scale, minimum = (_six_bits(torch.cat(side).view(shape)) for side in zip(*found, strict=True))
         step, low = decode_scale(scale)[..., None], decode_scale(minimum)[..., None]
