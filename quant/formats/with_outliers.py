@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quant.core import QuantizedTensor
 from quant.formats.composed import Composed
+from quant.grouping import store_scale
 
 __all__ = ["WithOutliers"]
 
@@ -57,14 +58,14 @@ class WithOutliers(Composed, format="with-outliers"):
     def store(cls, inner: QuantizedTensor, weight: Tensor, places: Tensor, dtype: torch.dtype) -> WithOutliers:
         """`inner` with what it lacks of `weight` [n, k] at the sorted flat `places` [s] int64; columns in `dtype`.
 
-        Values are float16, or float32 where one of them is beyond its range.
+        Values are float16, or float32 where that could not hold them, as for scales.
         """
         n, k = inner.shape
         missing = (weight - inner.decode()).flatten()[places]
-        half = missing.half()
-        values = half if bool((half.float() - missing).abs().le(missing.abs() / 1024 + 1e-7).all()) else missing
+        values = store_scale(missing[None], "float16") if len(missing) else missing.half()[None]
+        assert isinstance(values, Tensor)
         rows = torch.searchsorted(places, torch.arange(n + 1, device=places.device) * k).to(torch.int32)
-        return cls((n, k), torch.float32, inner, values, (places % k).to(dtype), rows)
+        return cls((n, k), torch.float32, inner, values[0], (places % k).to(dtype), rows)
 
     def places(self) -> Tensor:
         """Row and column of each value, [2, s] int64."""

@@ -212,8 +212,8 @@ def weighted_optimum(x: np.ndarray, h: np.ndarray, k: int) -> float:
 def test_every_row_is_at_its_weighted_optimum(importance):
     w, known = gaussian(6, 40), calibration_of(6, 40)
     method = KMeans(2, 1, importance=importance)
-    h = method.weights(known, 6, 40)
-    levels = optimal_levels(w, 4, 1, h).double().numpy()
+    h = known.fisher if importance == "fisher" else known.second_moment.diagonal().expand(6, 40)
+    levels = optimal_levels(w, 4, 1, method.weights(known, 6, 40)).double().numpy()
     for row in range(6):
         got = cost(w[row][None].numpy(), levels[row][None], h[row][None].numpy().astype(float))[0]
         assert got == pytest.approx(weighted_optimum(w[row].numpy(), h[row].numpy(), 4), rel=1e-5)  # levels in float32
