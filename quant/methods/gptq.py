@@ -27,7 +27,7 @@ __all__ = ["GPTQ"]
 
 @dataclass(frozen=True)
 class GPTQ(Quantizer):
-    """`inner` must store a scalar grid (see `quant.grid`); `block` columns at a time, which the result is not of.
+    """`inner` must store a scalar grid (see `quant.grid`); errors leave a `block` of columns in one product.
 
     `damp` is the share of the mean diagonal of the second moment that is added to it.
     """

@@ -6,7 +6,8 @@ score of the block. Densities lie in a band of +- `spread` around the asked one,
     density_l = 1 - sparsity + 2 spread ((D_l - min D) / (max D - min D) - mean)
 
 with the mean over all weights, so the model as a whole is as sparse as it was asked to be. Where that would leave 0..1,
-the band is narrowed. Weights between two numbers of a model's names ("layers.3.") are a block; others stand alone.
+the band is narrowed. Layers whose names are the same up to the first number ("layers.3") are a block; a layer without
+one stands alone.
 Source: Yin et al. 2023, arXiv 2310.05175, where blocks are of one size.
 """
 
