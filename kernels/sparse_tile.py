@@ -13,7 +13,7 @@ import triton.language as tl
 
 from kernels.decoding import codes_of
 
-__all__ = ["dense_of_pairs", "masked_of", "pairs_of", "scales_of"]
+__all__ = ["dense_of_pairs", "masked_of", "pairs_of", "ranks_of", "scales_of"]
 
 
 @triton.jit
@@ -98,6 +98,15 @@ def masked_of(
 ):
     # `before` [BLOCK_N] int64 weights are kept before column `start` -> the tile [BLOCK_N, BLOCK_K] float32, and
     # `before` of the next one
+    ahead, have, count = ranks_of(mask_ptr, before, row, start, n, kept, mask_bytes, BLOCK_N, BLOCK_K)
+    w = tl.load(values_ptr + before[:, None] + ahead, mask=have, other=0.0).to(tl.float32)
+    return w, before + count
+
+
+@triton.jit
+def ranks_of(mask_ptr, before, row, start, n, kept, mask_bytes, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    # of columns start .. start + BLOCK_K, with `before` [BLOCK_N] weights kept before them: how many are kept before
+    # each of them and whether it is kept itself, [BLOCK_N, BLOCK_K]; and how many are kept in all, [BLOCK_N]
     byte_at = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
     inside = (row[:, None] < n) & (byte_at < mask_bytes)
     byte = tl.load(mask_ptr + row.to(tl.int64)[:, None] * mask_bytes + byte_at, mask=inside, other=0).to(tl.int32)
@@ -113,5 +122,4 @@ def masked_of(
     ahead = tl.reshape(ahead, (BLOCK_N, BLOCK_K))
     left = tl.minimum(kept - before, BLOCK_K).to(tl.int32)[:, None]
     have = tl.reshape(have, (BLOCK_N, BLOCK_K)) & (ahead < left)
-    w = tl.load(values_ptr + before[:, None] + ahead, mask=have, other=0.0).to(tl.float32)
-    return w, before + tl.sum(count, axis=1)
+    return ahead, have, tl.sum(count, axis=1)

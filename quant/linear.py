@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, checked, from_config
 from quant.engines import ENGINES, Prepared, choose
+from quant.engines.base import Traced
 from quant.engines.choice import check_name
-from quant.engines.triton import DTYPES, Fused, Triton
+from quant.engines.triton import DTYPES, Triton
 from quant.modules import DEFAULT_SKIP, linears, replace_modules, share
 from quant.product import Product
 
@@ -135,7 +136,7 @@ class QuantizedLinear(nn.Module):
             return None
         return self._biased(fused.adapted(x.to(self.compute_dtype or x.dtype), *halves(x)).to(x.dtype))
 
-    def _fused_for(self, x: Tensor) -> Fused | None:
+    def _fused_for(self, x: Tensor) -> Traced | None:
         """The weight as the arguments of the kernels that take an update and can be traced, where they take this x.
 
         A compiled graph uses what was made ready when the weight came to the device or was loaded.
@@ -144,8 +145,8 @@ class QuantizedLinear(nn.Module):
             return None
         if not torch.compiler.is_compiling():
             self._refresh()
-            self._last = "triton" if isinstance(self._fused, Fused) else self._last
-        return self._fused if isinstance(self._fused, Fused) else None
+            self._last = "triton" if isinstance(self._fused, Traced) else self._last
+        return self._fused if isinstance(self._fused, Traced) else None
 
     def _on_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
         return self._fused is not None and dtype in DTYPES and TRITON.serves(device)
