@@ -4,9 +4,7 @@
     more rows    acc += w @ x.T     tile by tile, w spread out in registers with its zeros
 
 These are the two ways of `kernels.sparse_products`, here for every width of codes, tables of levels, zeros, and nested
-scales. Of n:m weights the scale of one row's product is multiplied into sums of PIECE weights, and 4-bit codes take
-NVIDIA's short ways (`kernels.decoding`). Splits and BLOCK_K follow from the weight and the dtype alone, and partial
-results are added up in their order.
+scales. Splits and BLOCK_K follow from the weight and the dtype alone, and partial results are added up in their order.
 Sources: Mishra et al. 2021, arXiv 2104.08378 (2:4); Sun et al. 2021 (DominoSearch), NeurIPS (n:m); split sums: Hoque et
 al. 2024, arXiv 2402.00025.
 """
@@ -21,14 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.decoding import codes_of, planes_of, table_of
+from kernels.decoding import table_of
 from kernels.gemv import shares
 from kernels.launchers import alone
 from kernels.partials import add_up
 from kernels.small import row_block
-from kernels.sparse_kept import coded_at, dense_of_cells, kept_of, piece_scales
+from kernels.sparse_kept import cells_of, dense_of_cells, piece_scales
+from kernels.sparse_masked import masked_weights
 from kernels.sparse_starts import SEGMENT
-from kernels.sparse_tile import ranks_of
 from kernels.tuning import Kernel, Launch
 
 __all__ = ["coded_multiply"]
@@ -72,12 +70,11 @@ def _launch(
 ) -> None:
     (m, n), (splits, share) = out.shape, shared
     part = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
-    ptx = kernel.in_ptx(x.dtype) and weight["OF"] > 0 and weight["BITS"] == 4 and not weight["ROWS"]
 
     def grid(meta: Mapping[str, Any]) -> tuple[int, ...]:
         return (tiles * triton.cdiv(n, meta["BLOCK_N"]) * splits,)
 
-    Launch(kernel, grid, {"x_ptr": x, "out_ptr": part, **weight, "share": share, "PTX": ptx, **own}).run()
+    Launch(kernel, grid, {"x_ptr": x, "out_ptr": part, **weight, "share": share, **own}).run()
     if splits > 1:
         add_up(part, out)
 
@@ -113,7 +110,7 @@ def _kept_gemv(
     NEST: tl.constexpr,
     PIECE: tl.constexpr,
     CENTRE: tl.constexpr,
-    PTX: tl.constexpr,
+    WORDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -121,36 +118,31 @@ def _kept_gemv(
     row = tl.program_id(0) % down * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(0) // down
     width: tl.constexpr = BLOCK_K // 2 if OF > 0 else BLOCK_K
-    wide: tl.constexpr = 2 if OF == 4 else 3  # bits of a place
-    unit = x_ptr.dtype.element_ty if PTX else tl.float32
-    table = table_of(levels_ptr, n_levels, BITS, unit)
-    planes = planes_of(levels_ptr, n_levels, unit, PTX)
-    acc = tl.full((BLOCK_N, width // PIECE), 0.0, tl.float32)
+    table = table_of(levels_ptr, n_levels, BITS, tl.float32)
+    acc = tl.full((BLOCK_N, width), 0.0, tl.float32)
     for start in range(split * share, tl.minimum(k, split * share + share), BLOCK_K):
         if OF > 0:
             first = start // 2
-            place = codes_of(indices_ptr, row, first, n, index_bytes, wide, BLOCK_N, width)
-            w = kept_of(
-                values_ptr, levels_ptr, zero_ptr, table, planes, row, first, n, kept, value_row, side_row, n_levels,
-                BITS, GROUP, ROWS, PIECE, CENTRE, PTX, unit, BLOCK_N, width,
+            place, w = cells_of(
+                indices_ptr, values_ptr, levels_ptr, zero_ptr, row, first, n, kept, index_bytes, value_row, side_row,
+                n_levels, OF, BITS, GROUP, ROWS, PIECE, CENTRE, WORDS, BLOCK_N, width,
             )  # fmt: skip
+            if scale_ptr is not None:
+                s = piece_scales(
+                    scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, row, first, n, kept, side_row,
+                    GROUP, NEST, PIECE, width,
+                )  # fmt: skip
+                w = tl.reshape(tl.reshape(w, (BLOCK_N, width // PIECE, PIECE)) * s[:, :, None], (BLOCK_N, width))
             col = (start + tl.arange(0, width) // (OF // 2) * OF)[None, :] + place
         else:
             col = start + tl.arange(0, width)[None, :]
             before = tl.load(starts_ptr + row.to(tl.int64) * segments + start // STEP, mask=row < n, other=0)
-            ahead, have, _ = ranks_of(indices_ptr, before, row, start, n, kept, index_bytes, BLOCK_N, width)
-            w = coded_at(
-                values_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, zero_ptr,
-                table, before[:, None] + ahead, have, BITS, GROUP, NEST, CENTRE, BLOCK_N, width,
+            w, _ = masked_weights(
+                indices_ptr, values_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr,
+                zero_ptr, table, before, row, start, n, kept, index_bytes, value_row,
+                BITS, GROUP, NEST, CENTRE, BLOCK_N, width,
             )  # fmt: skip
-        total = w * tl.load(x_ptr + col, mask=col < k, other=0.0).to(tl.float32)
-        total = tl.sum(tl.reshape(total, (BLOCK_N, width // PIECE, PIECE)), axis=2)
-        if OF > 0 and scale_ptr is not None:
-            total *= piece_scales(
-                scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, row, start // 2, n, kept, side_row,
-                GROUP, NEST, PIECE, width,
-            )  # fmt: skip
-        acc += total
+        acc += w * tl.load(x_ptr + col, mask=col < k, other=0.0).to(tl.float32)
     y = tl.sum(acc, axis=1)
     tl.store(out_ptr + split.to(tl.int64) * n + row, y.to(out_ptr.dtype.element_ty), mask=row < n)
 
@@ -188,7 +180,7 @@ def _kept_small(
     NEST: tl.constexpr,
     PIECE: tl.constexpr,
     CENTRE: tl.constexpr,
-    PTX: tl.constexpr,
+    WORDS: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -200,11 +192,8 @@ def _kept_small(
     row = tl.program_id(0) // across % down * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(0) // (across * down)
     compute = tl.float32 if UPCAST else x_ptr.dtype.element_ty
-    unit = compute if PTX else tl.float32
     half: tl.constexpr = BLOCK_K // 2
-    wide: tl.constexpr = 2 if OF == 4 else 3
-    table = table_of(levels_ptr, n_levels, BITS, unit)
-    planes = planes_of(levels_ptr, n_levels, unit, PTX)
+    table = table_of(levels_ptr, n_levels, BITS, tl.float32)
     if OF == 0:
         at = row.to(tl.int64) * segments + split * share // STEP
         before = tl.load(starts_ptr + at, mask=row < n, other=0)
@@ -215,10 +204,9 @@ def _kept_small(
         x = tl.load(x_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0.0).to(compute)
         if OF > 0:
             first = start // 2
-            place = codes_of(indices_ptr, row, first, n, index_bytes, wide, BLOCK_N, half)
-            u = kept_of(
-                values_ptr, levels_ptr, zero_ptr, table, planes, row, first, n, kept, value_row, side_row, n_levels,
-                BITS, GROUP, ROWS, PIECE, CENTRE, PTX, unit, BLOCK_N, half,
+            place, u = cells_of(
+                indices_ptr, values_ptr, levels_ptr, zero_ptr, row, first, n, kept, index_bytes, value_row, side_row,
+                n_levels, OF, BITS, GROUP, ROWS, PIECE, CENTRE, WORDS, BLOCK_N, half,
             )  # fmt: skip
             if scale_ptr is not None:
                 s = piece_scales(
@@ -228,10 +216,10 @@ def _kept_small(
                 u = tl.reshape(tl.reshape(u, (BLOCK_N, half // PIECE, PIECE)) * s[:, :, None], (BLOCK_N, half))
             w = dense_of_cells(place, u.to(compute), OF, BLOCK_N, half)
         else:
-            ahead, have, count = ranks_of(indices_ptr, before, row, start, n, kept, index_bytes, BLOCK_N, BLOCK_K)
-            u = coded_at(
-                values_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, zero_ptr,
-                table, before[:, None] + ahead, have, BITS, GROUP, NEST, CENTRE, BLOCK_N, BLOCK_K,
+            u, count = masked_weights(
+                indices_ptr, values_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr,
+                zero_ptr, table, before, row, start, n, kept, index_bytes, value_row,
+                BITS, GROUP, NEST, CENTRE, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             before += count
             w = u.to(compute)
@@ -249,6 +237,6 @@ def _kernel(fn: Any, slow: int, stages: int, key: tuple[str, ...], *sizes: tuple
 
 
 GEMV = _kernel(_kept_gemv, 128, 1, KEY, (8, 4), (4, 4), (16, 8))
-GEMV_MASKED = _kernel(_kept_gemv, 128, 1, KEY, (8, 4), (4, 4))
+GEMV_MASKED = _kernel(_kept_gemv, 128, 1, KEY, (4, 4), (8, 8))
 SMALL = _kernel(_kept_small, 256, 3, (*KEY, "BLOCK_M"), (64, 8), (64, 4), (128, 8))
 SMALL_MASKED = _kernel(_kept_small, 256, 3, (*KEY, "BLOCK_M"), (64, 8), (32, 4))

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.decoding import codes_of, planes_of, table_of
-from kernels.sparse_kept import coded_at, dense_of_cells, kept_of, piece_scales
+from kernels.decoding import table_of
+from kernels.sparse_kept import cells_of, dense_of_cells, piece_scales
+from kernels.sparse_masked import masked_weights
 from kernels.sparse_starts import SEGMENT
-from kernels.sparse_tile import ranks_of
 from kernels.tuning import Kernel, Launch
 
 __all__ = ["sparse_dequantize"]
@@ -67,21 +67,19 @@ def _sparse_dequantize(
     NEST: tl.constexpr,
     PIECE: tl.constexpr,
     CENTRE: tl.constexpr,
+    WORDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     across = (k + BLOCK_K - 1) // BLOCK_K
     row = tl.program_id(0) // across * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.program_id(0) % across * BLOCK_K
-    table = table_of(levels_ptr, n_levels, BITS, tl.float32)
     if OF > 0:
         first = start // 2
         half: tl.constexpr = BLOCK_K // 2
-        place = codes_of(indices_ptr, row, first, n, index_bytes, 2 if OF == 4 else 3, BLOCK_N, half)
-        planes = planes_of(levels_ptr, n_levels, tl.float32, False)
-        w = kept_of(
-            values_ptr, levels_ptr, zero_ptr, table, planes, row, first, n, kept, value_row, side_row, n_levels,
-            BITS, GROUP, ROWS, PIECE, CENTRE, False, tl.float32, BLOCK_N, half,
+        place, w = cells_of(
+            indices_ptr, values_ptr, levels_ptr, zero_ptr, row, first, n, kept, index_bytes, value_row, side_row,
+            n_levels, OF, BITS, GROUP, ROWS, PIECE, CENTRE, WORDS, BLOCK_N, half,
         )  # fmt: skip
         if scale_ptr is not None:
             s = piece_scales(
@@ -91,11 +89,12 @@ def _sparse_dequantize(
             w = tl.reshape(tl.reshape(w, (BLOCK_N, half // PIECE, PIECE)) * s[:, :, None], (BLOCK_N, half))
         w = dense_of_cells(place, w.to(out_ptr.dtype.element_ty), OF, BLOCK_N, half)
     else:
+        table = table_of(levels_ptr, n_levels, BITS, tl.float32)
         before = tl.load(starts_ptr + row.to(tl.int64) * segments + start // STEP, mask=row < n, other=0)
-        ahead, have, _ = ranks_of(indices_ptr, before, row, start, n, kept, index_bytes, BLOCK_N, BLOCK_K)
-        w = coded_at(
-            values_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, zero_ptr,
-            table, before[:, None] + ahead, have, BITS, GROUP, NEST, CENTRE, BLOCK_N, BLOCK_K,
+        w, _ = masked_weights(
+            indices_ptr, values_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr,
+            zero_ptr, table, before, row, start, n, kept, index_bytes, value_row,
+            BITS, GROUP, NEST, CENTRE, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         w = w.to(out_ptr.dtype.element_ty)
     col = start + tl.arange(0, BLOCK_K)[None, :]

@@ -155,7 +155,10 @@ def _cells(
     check_codes(indices, (n, kept), (of - 1).bit_length())
     value = _values(values, levels, scale, zero, (n, kept), bits, group, rows)
     own = {"indices_ptr": indices, "starts_ptr": None, "k": k, "index_bytes": indices.shape[1]}
-    return {**value, **own, "segments": 0, "OF": of}
+    size, codes = value["value_row"], value["values_ptr"]
+    words = value["BITS"] == 4 and not rows and size % 4 == 0 and codes.data_ptr() % 4 == 0
+    value |= {"values_ptr": codes.view(torch.int32), "value_row": size // 4} if words else {}
+    return {**value, **own, "segments": 0, "OF": of, "WORDS": words}
 
 
 def _masked(
@@ -179,7 +182,7 @@ def _masked(
         raise ValueError(f"starts must be {[n, segments_of(k)]} for {[n, k]}, got {list(starts.shape)}")
     value = _values(values, levels, scale, zero, (1, kept), bits, group, 0)
     own = {"indices_ptr": mask, "starts_ptr": starts.contiguous(), "n": n, "k": k, "index_bytes": mask.shape[1]}
-    return {**value, **own, "segments": starts.shape[1], "OF": 0, "PIECE": 8}
+    return {**value, **own, "segments": starts.shape[1], "OF": 0, "WORDS": False, "PIECE": 8}
 
 
 def _values(
@@ -196,7 +199,7 @@ def _values(
     if values.dtype == torch.uint8:
         if levels is None and scale is None:
             raise ValueError("codes of kept weights need levels or a scale")
-        given = weight_arguments(values, levels, scale, zero, shape, bits, group, rows)
+        given = weight_arguments(values, levels, scale, zero, shape, bits, group, rows, long=shape[0] == 1)
         given["values_ptr"] = given.pop("codes_ptr")
         size = given["GROUP"]
         own = {"value_row": given.pop("row_bytes"), "PIECE": min(8, size & -size) if size else 8}

@@ -64,6 +64,8 @@ SHARED = (
     Case("bare", m=1, bits=2, group="tensor"),
     Case("affine", m=3, bits=8, group="channel", strided=True),
     Case("affine", m=1, bits=6, group="tensor"),
+    Case("zeroed", m=3, k=600, bits=5, group=6),
+    Case("levels", m=2, k=600, group=7),
     Case("zeroed", m=2, n=1, k=1),
 )
 CELLS = (

@@ -1,10 +1,9 @@
-"""How the kept weights of a sparse weight are read inside a kernel: floating ones, or codes of any width.
+"""How the kept weights of an n:m weight are read inside a kernel, floating ones or codes of any width, and spread out.
 
     value = (u - zero[g]) * scale[g]      u a level of a table, or a code on a uniform grid; g its group among the kept
 
-Those of n:m weights lie by rows, and a row is read from left to right; those that a mask keeps lie in one row, and each
-is read where the number of bits before it says. The functions here are Triton's; they are called from the kernels of
-`kernels.sparse_coded` and `kernels.sparse_dequantize`.
+They lie by rows, and a row is read from left to right. The functions here are Triton's; they are called from the
+kernels of `kernels.sparse_coded` and `kernels.sparse_dequantize`.
 """
 
 from __future__ import annotations
@@ -12,52 +11,76 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.decoding import scales_at, units_of
+from kernels.decoding import codes_of, planes_of, scales_at, table_of, units_of
 from kernels.sparse_tile import dense_of_pairs
 
-__all__ = ["coded_at", "dense_of_cells", "kept_of", "piece_scales"]
+__all__ = ["cells_of", "dense_of_cells", "piece_scales"]
 
 
 @triton.jit
-def kept_of(
+def cells_of(
+    indices_ptr,
     values_ptr,
     levels_ptr,
     zero_ptr,
-    table,
-    planes,
     row,
     first,
     n,
     kept,
+    index_bytes,
     value_row,
     side_row,
     n_levels,
+    OF: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     PIECE: tl.constexpr,
     CENTRE: tl.constexpr,
-    PTX: tl.constexpr,
-    UNIT: tl.constexpr,
+    WORDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    # kept weights first .. first + WIDTH of each row before their scale, [BLOCK_N, WIDTH] float32; finite outside.
-    # Groups have PIECE in common; BITS 0 stands for floating values
-    if BITS == 0:
-        j = first + tl.arange(0, WIDTH)[None, :]
-        at = row.to(tl.int64)[:, None] * value_row + j
-        w = tl.load(values_ptr + at, mask=(row[:, None] < n) & (j < kept), other=0.0).to(tl.float32)
+    # kept weights first .. first + WIDTH of each row: their places in cells of OF columns, [BLOCK_N, WIDTH] int32, and
+    # their values before the scale, float32; finite outside. Groups have PIECE in common; BITS 0 stands for floating
+    # values. With WORDS the 4-bit codes lie in 32-bit words: eight of them and their places go through the threads
+    # together
+    wide: tl.constexpr = 2 if OF == 4 else 3  # bits of a place
+    table = table_of(levels_ptr, n_levels, BITS, tl.float32)
+    if WORDS:
+        eight = first // 8 + tl.arange(0, WIDTH // 8)[None, :]
+        at = row.to(tl.int64)[:, None] * value_row + eight
+        inside = (row[:, None] < n) & (eight < value_row)
+        both = tl.load(values_ptr + at, mask=inside, other=0).to(tl.int64) & 0xFFFFFFFF
+        at = row.to(tl.int64)[:, None] * index_bytes + eight * wide
+        for i in tl.static_range(wide):
+            inside = (row[:, None] < n) & (eight * wide + i < index_bytes)
+            byte = tl.load(indices_ptr + at + i, mask=inside, other=0).to(tl.int64)
+            both |= byte << (32 + 8 * (wide - 1 - i))
+        t = tl.arange(0, 8)[None, None, :]
+        place = ((both >> 32).to(tl.int32)[:, :, None] >> (wide * (7 - t))) & (OF - 1)
+        code = (both.to(tl.int32)[:, :, None] >> (4 - 4 * (t % 2) + 8 * (t // 2))) & 15
+        place, code = tl.reshape(place, (BLOCK_N, WIDTH)), tl.reshape(code, (BLOCK_N, WIDTH))
+        if levels_ptr is None:  # 2**23 + code is a float32 whose last bits are the code
+            w = (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + CENTRE)
+        else:
+            w = tl.reshape(tl.gather(table, tl.reshape(code, (BLOCK_N * WIDTH,)), 0), (BLOCK_N, WIDTH))
     else:
-        w = units_of(
-            values_ptr, levels_ptr, table, planes, row, first, n, value_row, n_levels,
-            BITS, ROWS, PTX, CENTRE, UNIT, BLOCK_N, WIDTH,
-        ).to(tl.float32)  # fmt: skip
-        if zero_ptr is not None:
-            at, inside = _pieces(row, first, n, kept, side_row, GROUP, PIECE, WIDTH)
-            z = tl.load(zero_ptr + at, mask=inside, other=0.0).to(tl.float32) - CENTRE
-            w = tl.reshape(tl.reshape(w, (BLOCK_N, WIDTH // PIECE, PIECE)) - z[:, :, None], (BLOCK_N, WIDTH))
-    return w
+        place = codes_of(indices_ptr, row, first, n, index_bytes, wide, BLOCK_N, WIDTH)
+        if BITS == 0:
+            j = first + tl.arange(0, WIDTH)[None, :]
+            at = row.to(tl.int64)[:, None] * value_row + j
+            w = tl.load(values_ptr + at, mask=(row[:, None] < n) & (j < kept), other=0.0).to(tl.float32)
+        else:
+            w = units_of(
+                values_ptr, levels_ptr, table, planes_of(levels_ptr, n_levels, tl.float32, False),
+                row, first, n, value_row, n_levels, BITS, ROWS, False, CENTRE, tl.float32, BLOCK_N, WIDTH,
+            )  # fmt: skip
+    if zero_ptr is not None:
+        at, inside = _pieces(row, first, n, kept, side_row, GROUP, PIECE, WIDTH)
+        z = tl.load(zero_ptr + at, mask=inside, other=0.0).to(tl.float32) - CENTRE
+        w = tl.reshape(tl.reshape(w, (BLOCK_N, WIDTH // PIECE, PIECE)) - z[:, :, None], (BLOCK_N, WIDTH))
+    return place, w
 
 
 @triton.jit
@@ -116,46 +139,3 @@ def dense_of_cells(place, w, OF: tl.constexpr, BLOCK_N: tl.constexpr, HALF: tl.c
         odd = tl.join(tl.join(w1, w5), tl.join(w3, w7))
         dense = tl.reshape(tl.join(even, odd), (BLOCK_N, 2 * HALF))
     return dense
-
-
-@triton.jit
-def coded_at(
-    values_ptr,
-    levels_ptr,
-    scale_ptr,
-    nest_levels_ptr,
-    nest_scale_ptr,
-    nest_offset_ptr,
-    zero_ptr,
-    table,
-    at,
-    have,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    NEST: tl.constexpr,
-    CENTRE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    # kept weights `at` of the one row that they lie in, [BLOCK_N, BLOCK_K] float32, 0 where there is none to `have`
-    if BITS == 0:
-        w = tl.load(values_ptr + at, mask=have, other=0.0).to(tl.float32)
-    else:
-        bit = (at % 8).to(tl.int32) * BITS
-        byte_at = at // 8 * BITS + bit // 8
-        word = tl.load(values_ptr + byte_at, mask=have, other=0).to(tl.int32) << 8
-        if 8 % BITS != 0:
-            more = have & (bit % 8 + BITS > 8)
-            word |= tl.load(values_ptr + byte_at + 1, mask=more, other=0).to(tl.int32)
-        code = (word >> (16 - BITS - bit % 8)) & ((1 << BITS) - 1)
-        if levels_ptr is None:
-            w = code.to(tl.float32) - CENTRE
-        else:
-            w = tl.reshape(tl.gather(table, tl.reshape(code, (BLOCK_N * BLOCK_K,)), 0), (BLOCK_N, BLOCK_K))
-        side = at.to(tl.int64) // GROUP if GROUP != 0 else at.to(tl.int64) * 0
-        if zero_ptr is not None:
-            w -= tl.load(zero_ptr + side, mask=have, other=0.0).to(tl.float32) - CENTRE
-        if scale_ptr is not None:
-            w *= scales_at(scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, side, have, NEST)
-        w = tl.where(have, w, 0.0)
-    return w

@@ -171,7 +171,7 @@ DEFECTS = {
     "places of codes from the last": ("sparse_tile", "(22 - 2 * t)", "(16 + 2 * t)"),
     "second code first": ("sparse_tile", "(4 - 4 * (t % 2) + 8", "(4 * (t % 2) + 8"),
     "first column is the lowest bit": ("sparse_tile", "(28 - 4 * tl.arange(0, 8))", "(4 * tl.arange(0, 8))"),
-    "a byte of the mask does not count on": ("sparse_tile", "last = tl.cumsum(count, axis=1)", "last = count"),
+    "a byte of the mask does not count on": ("sparse_tile", "count, tl.cumsum(count, axis=1)", "count, count"),
     "a step does not count on": ("sparse_tile", "return w, before + count", "return w, before + 0 * count"),
     "the next start": ("sparse_products", "load(starts_ptr + at, mask=row", "load(starts_ptr + at + 1, mask=row"),
     "the scale of the next group": ("sparse_tile", "at += j // GROUP", "at += (j + PIECE) // GROUP"),

@@ -182,6 +182,13 @@ DEFECTS = {
     "columns beyond k are kept": ("sparse_coded", ") & (col[:, None] < k)", ")"),
     "a split begins at the first": ("sparse_coded", "range(split * share, tl.minimum(k", "range(0, tl.minimum(k"),
     "a row of the scales is forgotten": ("sparse_kept", "[:, None] * side_row", "[:, None] * 0"),
+    "codes of a word from the last": ("sparse_kept", "(4 - 4 * (t % 2) + 8 * (t // 2))", "(4 * t)"),
+    "places of a word from the last": ("sparse_kept", "(wide * (7 - t))", "(wide * t)"),
+    "the codes of a byte from the last": ("sparse_masked", "((BITS * left) & 31)", "((36 - BITS * left) & 31)"),
+    "the fifth byte of codes is forgotten": ("sparse_masked", "if BITS == 4:  #", "if BITS == 5:  #"),
+    "the next group's scale is not taken": ("sparse_masked", "s = tl.where(left <=", "s = tl.where(left < 0 *"),
+    "the next group's zero begins late": ("sparse_masked", "z = tl.where(left <= over", "z = tl.where(left < over"),
+    "a code of many bits loses its tail": ("sparse_masked", "values_ptr + byte_at + 1", "values_ptr + byte_at"),
     "the scale is forgotten when decoded": ("sparse_dequantize", "* s[:, :, None]", "* 1.0"),
 }  # fmt: skip
 
@@ -193,7 +200,7 @@ def test_the_comparison_sees_a_planted_defect(defect: str, tmp_path: Path, monke
     for helper in ("decoding", "partials", "gemv", "small", "launchers", "sparse_tile"):
         monkeypatch.setitem(sys.modules, f"kernels.{helper}", interpreted(f"kernels.{helper}"))
     seen = []
-    for name in ("sparse_kept", "sparse_coded", "sparse_dequantize", "sparse_formats"):
+    for name in ("sparse_kept", "sparse_masked", "sparse_coded", "sparse_dequantize", "sparse_formats"):
         source = (Path(kernels.__path__[0]) / f"{name}.py").read_text()
         assert name != where or right in source
         file = tmp_path / f"{name}.py"
@@ -214,3 +221,14 @@ def test_the_comparison_sees_a_planted_defect(defect: str, tmp_path: Path, monke
 
 def test_operations_are_entered() -> None:
     assert set(OPERATIONS) <= set(operations())
+
+
+def test_codes_under_a_mask_may_be_more_than_a_row_of_others() -> None:
+    """2**31 bits in the one row that they lie in; nothing of them is touched here."""
+    codes = torch.empty(1, 1 << 28, dtype=torch.uint8)
+    given = {**MASK, "codes": codes, "kept": 1 << 29, "scale": torch.empty(1, 1 << 25)}
+    assert len(recorded(MASKED, given)[1]) == 1
+    with pytest.raises(ValueError, match="exceeds 2\\*\\*31 bits"):
+        operations()["affine_dequantize"].triton(
+            codes, torch.ones(1, 1), None, shape=(1, 1 << 29), bits=4, group="tensor", dtype=torch.float32
+        )
