@@ -18,9 +18,10 @@ from bench.calibration import calibration_of
 from bench.provenance import commit, utc_now
 from bench.tasks import Outputs
 from quant import Quantizer
-from quant.linear import QuantizedLinear, quantize_model
+from quant.linear import QuantizedLinear
 from quant.lora import LoRAConfig, add_lora
 from quant.modules import replace_modules, share
+from quant.quantizing import quantize_model
 
 __all__ = [
     "Adapted",

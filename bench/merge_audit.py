@@ -24,11 +24,12 @@ from bench.calibration import calibration_of
 from bench.judge import without_items
 from bench.tasks import Outputs
 from quant import Quantizer
-from quant.linear import QuantizedLinear, quantize_model
+from quant.linear import QuantizedLinear
 from quant.lora import adapted, merge_lora
 from quant.merging import merge_into_zeros
 from quant.modules import linears, replace_modules, share
 from quant.pooled import PooledLoRALayer
+from quant.quantizing import quantize_model
 
 __all__ = ["merge_audit", "ways"]
 

@@ -24,9 +24,9 @@ from bench.measure.speed import speed_group, time_quantize
 from bench.measure.training import train_step_memory
 from bench.train import Schedule, optimizer_of
 from quant import Quantizer
-from quant.linear import quantize_model
 from quant.lora import add_lora
 from quant.modules import linears
+from quant.quantizing import quantize_model
 
 __all__ = ["speed_cell"]
 

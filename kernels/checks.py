@@ -29,12 +29,15 @@ def check_x(x: Tensor) -> None:
         raise ValueError(f"x must be [..., k] with k > 0, got shape {list(x.shape)}")
 
 
-def check_codes(codes: Tensor, shape: tuple[int, int], bits: int) -> None:
-    """Raise TypeError or ValueError unless `codes` are contiguous uint8 [n, packed_bytes(k, bits)]."""
+def check_codes(codes: Tensor, shape: tuple[int, int], bits: int, *, long: bool = False) -> None:
+    """Raise TypeError or ValueError unless `codes` are contiguous uint8 [n, packed_bytes(k, bits)].
+
+    Rows of 2**31 bits and more are only for kernels that can count them: `long`.
+    """
     n, k = shape
     if codes.dtype != torch.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
-    if n <= 0 or k <= 0 or k * bits >= 2**31:
+    if n <= 0 or k <= 0 or (k * bits >= 2**31 and not long):
         raise ValueError(f"a weight [n, k] = {[n, k]} of {bits} bits is empty, or a row exceeds 2**31 bits")
     if tuple(codes.shape) != (n, packed_bytes(k, bits)):
         raise ValueError(f"codes must be {[n, packed_bytes(k, bits)]} for {[n, k]}, got {list(codes.shape)}")

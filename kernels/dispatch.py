@@ -20,6 +20,7 @@ from kernels.custom import OPERATORS, Gradient, Operator, custom
 from kernels.lora import LARGEST_RANK
 from kernels.op import Op, operations
 from kernels.routes import route
+from kernels.sparse_dispatch import register
 
 __all__ = [
     "OPERATORS",
@@ -171,6 +172,7 @@ def _family(family: str) -> tuple[Callable[..., Tensor], ...]:
 
 codebook_dequantize, codebook_matmul, codebook_grad, codebook_lora = _family("codebook")
 affine_dequantize, affine_matmul, affine_grad, affine_lora = _family("affine")
+register(OPS, takes_dense)
 for _name, _op in OPS.items():
     if _name not in OPERATORS:
         custom(_op)

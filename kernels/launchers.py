@@ -37,13 +37,17 @@ def weight_arguments(
     bits: int,
     group: int | str,
     rows: int,
+    *,
+    long: bool = False,
 ) -> dict[str, Any]:
     """The arguments of a kernel that belong to the weight [n, k], by name; without `levels` it is a uniform grid.
+
+    A `long` row may hold 2**31 bits and more.
 
     Raises ValueError for shapes that do not belong together, TypeError for a wrong dtype.
     """
     n, k = shape
-    check_codes(codes, shape, bits)
+    check_codes(codes, shape, bits, long=long)
     nested = isinstance(scale, NestedScale)
     check_side("scale", None if isinstance(scale, NestedScale) else scale, shape, group)
     check_side("zero", zero, shape, group)

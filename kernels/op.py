@@ -46,6 +46,10 @@ HELPERS = (  # modules of jit functions that other modules call or launch, each 
     "kernels.launchers",
     "kernels.sparse_tile",
     "kernels.sparse_products",
+    "kernels.sparse_kept",
+    "kernels.sparse_masked",
+    "kernels.sparse_coded",
+    "kernels.sparse_dequantize",
 )
 
 

@@ -2,7 +2,10 @@
 
 A group of up to 4096 weights that ends on a whole byte is read once: its scale, codes and packing are made in
 registers. Longer groups, long rows, the whole tensor, and groups that end inside a byte are read twice: once for their
-extremes, once for their codes. Sources: see `kernels.quantize_reference`.
+extremes, once for their codes. Scales that are powers of two (E8M0) follow from the exponent of the largest magnitude,
+so codes are chosen under the stored scale in the same pass. Where the scales of the whole tensor decide how each is
+stored (E4M3 under a scale of the tensor, as in NVFP4), they must be known before the first code is: two passes, which
+nothing here fuses. Sources: see `kernels.quantize_reference`.
 """
 
 from __future__ import annotations
@@ -14,12 +17,19 @@ from torch import Tensor
 from kernels.checks import check_dtype
 from kernels.op import EXACT, Op
 from kernels.packing import packed_bytes
-from kernels.quantize_examples import affine_examples, affine_sized, codebook_examples, codebook_sized
+from kernels.quantize_examples import (
+    affine_examples,
+    affine_sized,
+    codebook_examples,
+    codebook_sized,
+    mxfp4_examples,
+    mxfp4_sized,
+)
 from kernels.quantize_kernels import ENCODE, EXTREMES, QUANTIZE, SIDES
-from kernels.quantize_reference import KINDS, affine_reference, codebook_reference
+from kernels.quantize_reference import KINDS, affine_reference, codebook_reference, mxfp4_reference
 from kernels.tuning import Launch
 
-__all__ = ["OPERATIONS", "affine_quantize", "codebook_quantize"]
+__all__ = ["OPERATIONS", "affine_quantize", "codebook_quantize", "mxfp4_quantize"]
 
 Group = int | str
 LONGEST = 4096  # weights of a group that a program holds at once
@@ -57,6 +67,17 @@ def affine_quantize(
         raise ValueError(f"bits must be 2..8 and zero one of {KINDS}, got bits {bits} and zero {zero!r}")
     codes, scale, zeros = _quantize_any(weight, None, zero or "symmetric", bits, group, stored)
     return (codes, scale) if zeros is None else (codes, scale, zeros)
+
+
+def mxfp4_quantize(weight: Tensor, *, group: Group) -> tuple[Tensor, Tensor]:
+    """Round `weight` [n, k] to E2M1 numbers times a power of two that `group` weights share, 32 in the specification.
+
+    Returns codes [n, packed_bytes(k, 4)] uint8, whose bit 3 is the sign, and E8M0 codes of the scales, uint8, of the
+    shape of those of `codebook_quantize`. The same errors.
+    """
+    _check(weight, 4, group, torch.float32)
+    codes, scale, _ = _quantize_any(weight, None, "mx", 4, group, torch.uint8)
+    return codes, scale
 
 
 def _check(weight: Tensor, bits: int, group: Group, stored: torch.dtype) -> None:
@@ -136,7 +157,7 @@ def _sides(
     if kind == "float":
         return scale, zeros, inverse, shift
     if kind != "integer":
-        return scale, None, inverse, None if kind == "codebook" else shift
+        return scale, None, inverse, None if kind in ("codebook", "mx") else shift
     packed = torch.empty(rows, packed_bytes(groups, bits), dtype=torch.uint8, device=weight.device)
     _encode_all(shift, packed, None, torch.ones_like(shift[:1, :1]), None, "whole", bits, groups)
     return scale, packed, inverse, shift
@@ -191,6 +212,16 @@ OPERATIONS = (
         triton=affine_quantize,
         examples=affine_examples,
         sized=affine_sized,
+        tolerance=EXACT,
+    ),
+    Op(
+        name="mxfp4_quantize",
+        formula="codes, scale = nearest E2M1(w / 2**e), e = floor(log2(max|w|)) - 2",
+        source="OCP Microscaling Formats (MX) specification v1.0",
+        reference=mxfp4_reference,
+        triton=mxfp4_quantize,
+        examples=mxfp4_examples,
+        sized=mxfp4_sized,
         tolerance=EXACT,
     ),
 )

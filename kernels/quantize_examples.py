@@ -10,7 +10,16 @@ from torch import Tensor
 
 from kernels.op import Example
 
-__all__ = ["affine_examples", "affine_sized", "codebook_examples", "codebook_sized", "nested_examples", "nested_sized"]
+__all__ = [
+    "affine_examples",
+    "affine_sized",
+    "codebook_examples",
+    "codebook_sized",
+    "mxfp4_examples",
+    "mxfp4_sized",
+    "nested_examples",
+    "nested_sized",
+]
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,17 @@ def affine_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> Exa
     return _affine(Case(n=n, k=k, stored=torch.float16), dtype, device)
 
 
+def mxfp4_examples(dtype: torch.dtype, device: str) -> Iterator[Example]:
+    """Arguments of `mxfp4_quantize`."""
+    cases = (Case(group=32), Case(group=32, n=3, k=64), *(case for case in SHARED if case.bits == 4))
+    return (_mxfp4(case, dtype, device) for case in cases)
+
+
+def mxfp4_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> Example:
+    """Groups of 32."""
+    return _mxfp4(Case(group=32, n=n, k=k), dtype, device)
+
+
 def nested_examples(dtype: torch.dtype, device: str) -> Iterator[Example]:
     """Arguments of `nested_quantize`; scales are float32 whatever `dtype` is."""
     for n, k, block in ((1, 1, 256), (3, 17, 256), (17, 65, 256), (5, 127, 64), (1, 1000, 256)):
@@ -101,6 +121,10 @@ def _codebook(case: Case, dtype: torch.dtype, device: str) -> Example:
 def _affine(case: Case, dtype: torch.dtype, device: str) -> Example:
     own = {"bits": case.bits, "group": case.group, "zero": case.zero, "stored": case.stored}
     return Example(case.label, {"weight": _weight(case, dtype, device), **own})
+
+
+def _mxfp4(case: Case, dtype: torch.dtype, device: str) -> Example:
+    return Example(case.label, {"weight": _weight(case, dtype, device), "group": case.group})
 
 
 def _weight(case: Case, dtype: torch.dtype, device: str) -> Tensor:

@@ -48,7 +48,7 @@ def _quantize(
     real = (row < n) & (group < groups)
     inside = real[:, None] & (lane < GROUP) & (col < k)
     w = weights_at(weight_ptr, row.to(tl.int64)[:, None] * k + col, inside)
-    if (KIND == "codebook") or (KIND == "symmetric"):
+    if (KIND == "codebook") or (KIND == "symmetric") or (KIND == "mx"):
         high = tl.max(tl.abs(w), axis=1)
         low = high
     else:
@@ -121,7 +121,7 @@ def _sides(
         low = tl.minimum(low, tl.load(low_ptr + at, mask=inside, other=0.0))
         high = tl.maximum(high, tl.load(high_ptr + at, mask=inside, other=0.0))
     least, most = tl.min(low, axis=1), tl.max(high, axis=1)
-    if (KIND == "codebook") or (KIND == "symmetric"):
+    if (KIND == "codebook") or (KIND == "symmetric") or (KIND == "mx"):
         most = tl.maximum(least * -1.0, most)
     scale, inverse, zero = grid_of(least, most, scale_ptr.dtype.element_ty, KIND, BITS)
     tl.store(scale_ptr + cell, scale.to(scale_ptr.dtype.element_ty), mask=cell < cells)

@@ -6,25 +6,38 @@
     integer      scale = (high - low) / (2**bits - 1), zero = round(-low * inverse(scale)),
                  code = round(w * inverse(scale)) + zero, where low <= 0 <= high span the group
     float        the same scale, zero = -low * inverse(scale) in float16, code = round(w * inverse(scale) + zero)
+    mx           scale = 2**e, e = floor(log2(largest)) - 2, code = sign and nearest magnitude of w / scale in E2M1
 
 All in float32, every operation rounded by itself, halves to even; codes of a uniform grid follow from the scale as it
 is stored. A threshold is the float32 mid-point of two neighbouring levels, and belongs to the lower one. Magnitudes
 below 2**-100 count as zero. Weights must be finite and at most 2**100; whether a narrow dtype suits the scales is for
 the caller to say.
-Sources: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314; Jacob et al. 2018, arXiv 1712.05877.
+Sources: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314; Jacob et al. 2018, arXiv 1712.05877;
+OCP Microscaling Formats (MX) specification v1.0.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from kernels.packing import pack_fitting
 
-__all__ = ["KINDS", "affine_reference", "codebook_reference", "inverse_of", "nested_reference", "thresholds"]
+__all__ = [
+    "KINDS",
+    "affine_reference",
+    "codebook_reference",
+    "inverse_of",
+    "mxfp4_reference",
+    "nested_reference",
+    "thresholds",
+]
 
 Group = int | str
 KINDS = (None, "integer", "float")
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 SMALLEST = 2.0**-100
 TINY = 2.0**-126
 
@@ -66,6 +79,21 @@ def affine_reference(
         codes = (x + sides[0].float()[..., None]).round()
     codes = codes.clamp(1 if zero is None else 0, top).to(torch.uint8)
     return (pack_fitting(_rows(codes, weight), bits), scale, *sides)
+
+
+def mxfp4_reference(weight: Tensor, *, group: Group) -> tuple[Tensor, Tensor]:
+    """The definition of `mxfp4_quantize`; a group of zeros has the smallest scale."""
+    cells = _cells(weight, group)
+    largest = cells.abs().amax(-1)
+    power = torch.where(largest > 0, torch.frexp(largest).exponent - 3, -127)
+    inverse = ((127 - power) << 23).to(torch.int32).view(torch.float32)
+    size = cells.abs() * inverse[..., None]
+    codes = torch.zeros(size.shape, dtype=torch.uint8, device=size.device)
+    for i, (low, high) in enumerate(pairwise(E2M1)):
+        middle = (low + high) / 2
+        codes += size > middle if i % 2 == 0 else size >= middle  # ties to the even code
+    codes += ((cells < 0) & (codes > 0)).to(torch.uint8) << 3
+    return pack_fitting(_rows(codes, weight), 4), (power + 127).to(torch.uint8)
 
 
 def nested_reference(scale: Tensor, offset: Tensor, levels: Tensor, *, block: int) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,10 @@ def grid_of(low, high, ELEMENT: tl.constexpr, KIND: tl.constexpr, BITS: tl.const
     elif KIND == "symmetric":
         scale = _stored(tl.math.div_rn(high, tl.full(high.shape, (1 << (BITS - 1)) - 1.0, tl.float32)), ELEMENT)
         inverse = inverse_of(scale)
+    elif KIND == "mx":  # the power of two of the largest magnitude less that of 6, the largest number of E2M1
+        power = tl.maximum(((high.to(tl.int32, bitcast=True) >> 23) & 255) - 2, 0)
+        scale = power.to(tl.float32)  # in its code, which counts from 2**-127
+        inverse = ((254 - power) << 23).to(tl.float32, bitcast=True)
     else:
         low = tl.minimum(low, 0.0)
         span = tl.maximum(high, 0.0) - low
@@ -113,6 +117,12 @@ def codes_under(w, inverse, shift, levels_ptr, n_levels, KIND: tl.constexpr, BIT
     x = w * inverse
     if KIND == "codebook":
         code = rank_of(x, levels_ptr, n_levels, BITS)
+    elif KIND == "mx":  # sign and magnitude, ties to the even one
+        size = tl.abs(x)
+        code = (size > 0.25).to(tl.int32) + (size >= 0.75).to(tl.int32) + (size > 1.25).to(tl.int32)
+        code += (size >= 1.75).to(tl.int32) + (size > 2.5).to(tl.int32) + (size >= 3.5).to(tl.int32)
+        code += (size > 5.0).to(tl.int32)
+        code += tl.where((x < 0) & (code > 0), 8, 0)
     else:
         if KIND == "float":
             y = x + shift

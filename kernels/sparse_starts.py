@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.packing import packed_bytes
+from kernels.packing import pack_fitting, packed_bytes
 
-__all__ = ["SEGMENT", "mask_starts", "segments_of"]
+__all__ = ["SEGMENT", "mask_of_cells", "mask_starts", "segments_of"]
 
 SEGMENT = 512  # columns of a row that share a count
 
@@ -36,3 +36,19 @@ def mask_starts(mask: Tensor, k: int) -> Tensor:
     each = counts.view(n, segments_of(k), SEGMENT // 8).sum(2).flatten()
     starts = each.cumsum(0) - each
     return starts.view(n, -1).to(torch.int32 if n * k < 2**31 else torch.int64)
+
+
+def mask_of_cells(places: Tensor, of: int, k: int) -> tuple[Tensor, Tensor]:
+    """An n:m weight [rows, k] as a mask: `places` [rows, cells, n], ascending below `of`, -> the mask and its starts.
+
+    The values are the stored ones, seen as one row: a short last cell of a row has values beyond `k`, which the starts
+    of the next row pass over.
+    """
+    rows, cells, keep = places.shape
+    have = torch.zeros(rows, cells, of, dtype=torch.uint8, device=places.device).scatter_(2, places.long(), 1)
+    mask = have.flatten(1)[:, :k]
+    first = torch.arange(rows, device=places.device)[:, None] * (cells * keep)
+    short = segments_of(k) * SEGMENT - k
+    each = torch.nn.functional.pad(mask, (0, short)).view(rows, -1, SEGMENT).sum(2)
+    starts = first + each.cumsum(1) - each
+    return pack_fitting(mask, 1), starts.to(torch.int32 if rows * cells * of < 2**31 else torch.int64)

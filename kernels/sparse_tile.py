@@ -13,7 +13,7 @@ import triton.language as tl
 
 from kernels.decoding import codes_of
 
-__all__ = ["dense_of_pairs", "masked_of", "pairs_of", "scales_of"]
+__all__ = ["bytes_of", "dense_of_pairs", "masked_of", "pairs_of", "ranks_of", "scales_of"]
 
 
 @triton.jit
@@ -98,20 +98,35 @@ def masked_of(
 ):
     # `before` [BLOCK_N] int64 weights are kept before column `start` -> the tile [BLOCK_N, BLOCK_K] float32, and
     # `before` of the next one
-    byte_at = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
-    inside = (row[:, None] < n) & (byte_at < mask_bytes)
-    byte = tl.load(mask_ptr + row.to(tl.int64)[:, None] * mask_bytes + byte_at, mask=inside, other=0).to(tl.int32)
-    bits = (byte | (byte << 12)) & 0x000F000F  # bit i of the byte goes to bit 4 i
-    bits = (bits | (bits << 6)) & 0x03030303
-    bits = (bits | (bits << 3)) & 0x11111111
-    sums = bits * 0x11111111  # four bits each: how many are set up to bit i
-    count = (sums >> 28) & 15
-    last = tl.cumsum(count, axis=1)  # weights kept up to the end of the byte
+    ahead, have, count = ranks_of(mask_ptr, before, row, start, n, kept, mask_bytes, BLOCK_N, BLOCK_K)
+    w = tl.load(values_ptr + before[:, None] + ahead, mask=have, other=0.0).to(tl.float32)
+    return w, before + count
+
+
+@triton.jit
+def ranks_of(mask_ptr, before, row, start, n, kept, mask_bytes, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    # of columns start .. start + BLOCK_K, with `before` [BLOCK_N] weights kept before them: how many are kept before
+    # each of them and whether it is kept itself, [BLOCK_N, BLOCK_K]; and how many are kept in all, [BLOCK_N]
+    bits, sums, count, last = bytes_of(mask_ptr, row, start, n, mask_bytes, BLOCK_K)
     shift = (28 - 4 * tl.arange(0, 8))[None, None, :]  # the first column is the highest bit
     ahead = last[:, :, None] - ((sums[:, :, None] >> shift) & 15)
     have = ((bits[:, :, None] >> shift) & 1) != 0
     ahead = tl.reshape(ahead, (BLOCK_N, BLOCK_K))
     left = tl.minimum(kept - before, BLOCK_K).to(tl.int32)[:, None]
     have = tl.reshape(have, (BLOCK_N, BLOCK_K)) & (ahead < left)
-    w = tl.load(values_ptr + before[:, None] + ahead, mask=have, other=0.0).to(tl.float32)
-    return w, before + tl.sum(count, axis=1)
+    return ahead, have, tl.sum(count, axis=1)
+
+
+@triton.jit
+def bytes_of(mask_ptr, row, start, n, mask_bytes, BLOCK_K: tl.constexpr):
+    # the mask's bytes [BLOCK_N, BLOCK_K / 8] of columns start .. start + BLOCK_K: their bits, bit i at bit 4 i; in four
+    # bits likewise how many are set up to bit i, which is from a column on; how many in all; how many up to their end
+    byte_at = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
+    inside = (row[:, None] < n) & (byte_at < mask_bytes)
+    byte = tl.load(mask_ptr + row.to(tl.int64)[:, None] * mask_bytes + byte_at, mask=inside, other=0).to(tl.int32)
+    bits = (byte | (byte << 12)) & 0x000F000F
+    bits = (bits | (bits << 6)) & 0x03030303
+    bits = (bits | (bits << 3)) & 0x11111111
+    sums = bits * 0x11111111
+    count = (sums >> 28) & 15
+    return bits, sums, count, tl.cumsum(count, axis=1)

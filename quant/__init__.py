@@ -16,7 +16,7 @@ from quant import formats, methods  # isort: skip  (methods register themselves)
 from quant.adapters import load_adapter, save_adapter
 from quant.files import check_model_folder
 from quant.init import INITS, quantize_with_lora
-from quant.linear import QuantizedLinear, quantize_model
+from quant.linear import QuantizedLinear
 from quant.lora import (
     LinearWithLoRA,
     LoRAConfig,
@@ -30,6 +30,7 @@ from quant.lora import (
 from quant.merging import merge_into_zeros
 from quant.model import bits_per_weight, load_model, model_parts, quantized_numel, save_model, saved_sizes
 from quant.modules import DEFAULT_SKIP, linears
+from quant.quantizing import quantize_model
 
 __all__ = [
     "DEFAULT_SKIP",

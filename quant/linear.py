@@ -1,4 +1,4 @@
-"""A linear layer over a quantized weight, and a model whose linear layers are such.
+"""A linear layer over a quantized weight.
 
 The stored tensors are plain parameters without gradient, named as in `QuantizedTensor.stored()` with dots as double
 underscores: FSDP, `state_dict` and safetensors see nothing unusual. None of them is called `weight`: a loader that
@@ -7,22 +7,21 @@ does not know the format fails instead of reading codes as weights. Casting the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, checked, from_config
+from quant.core import QuantizedTensor, from_config
 from quant.engines import ENGINES, Prepared, choose
+from quant.engines.base import Traced
 from quant.engines.choice import check_name
-from quant.engines.triton import DTYPES, Fused, Triton
+from quant.engines.triton import DTYPES, Triton
 from quant.formats import Composed
-from quant.modules import DEFAULT_SKIP, linears, replace_modules, share
 from quant.product import Product
 
-__all__ = ["QuantizedLinear", "quantize_model"]
+__all__ = ["QuantizedLinear"]
 
 TRITON = cast("Triton", ENGINES["triton"])
 
@@ -136,7 +135,7 @@ class QuantizedLinear(nn.Module):
             return None
         return self._biased(fused.adapted(x.to(self.compute_dtype or x.dtype), *halves(x)).to(x.dtype))
 
-    def _fused_for(self, x: Tensor) -> Fused | None:
+    def _fused_for(self, x: Tensor) -> Traced | None:
         """The weight as the arguments of the kernels that take an update and can be traced, where they take this x.
 
         A compiled graph uses what was made ready when the weight came to the device or was loaded.
@@ -145,8 +144,8 @@ class QuantizedLinear(nn.Module):
             return None
         if not torch.compiler.is_compiling():
             self._refresh()
-            self._last = "triton" if isinstance(self._fused, Fused) else self._last
-        return self._fused if isinstance(self._fused, Fused) else None
+            self._last = "triton" if isinstance(self._fused, Traced) else self._last
+        return self._fused if isinstance(self._fused, Traced) else None
 
     def _on_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
         return self._fused is not None and dtype in DTYPES and TRITON.serves(device)
@@ -238,68 +237,3 @@ def _attribute(name: str) -> str:
 def weight_device(weight: QuantizedTensor) -> torch.device:
     """Where a quantized weight is stored."""
     return next(iter(weight.stored().values())).device
-
-
-def quantize_model(
-    model: nn.Module,
-    quantizer: Quantizer,
-    *,
-    skip: tuple[str, ...] = DEFAULT_SKIP,
-    engine: str = "auto",
-    calibration: Mapping[str, Calibration] | None = None,
-    compute_dtype: torch.dtype | None = None,
-) -> nn.Module:
-    """A copy of `model` whose linear layers (see `linears`) are `QuantizedLinear`; all else shares memory with it.
-
-    A layer below a LoRA is replaced and its adapter kept. `calibration` (see `quant.calibrate`) is looked up by
-    layer name, one layer at a time. Raises
-    ValueError where there is nothing to quantize or a weight cannot be quantized, naming the layer.
-    """
-    chosen = linears(model, skip)
-    if not chosen:
-        raise ValueError(f"{type(model).__name__} has no linear layer to quantize outside skip={skip}")
-    fitted = _fitted(quantizer, chosen, calibration)
-    made: dict[int, QuantizedLinear] = {}
-    known: dict[int, QuantizedTensor] = {}
-    copied = share(model)
-    new: dict[str, nn.Module] = {}
-    for name, layer in chosen.items():
-        if id(layer) not in made:
-            if id(layer.weight) not in known:
-                with _naming(name):
-                    known[id(layer.weight)] = fitted[name].quantize(layer.weight.detach(), _known(calibration, name))
-            bias = cast("nn.Parameter | None", copied.get_submodule(name).bias)
-            made[id(layer)] = QuantizedLinear(
-                known[id(layer.weight)], bias, engine, compute_dtype=compute_dtype, trainable=fitted[name].trainable
-            )
-        new[name] = made[id(layer)]
-    return replace_modules(copied, new)
-
-
-def _known(calibration: Mapping[str, Calibration] | None, name: str) -> Calibration | None:
-    return None if calibration is None or name not in calibration else calibration[name]
-
-
-def _fitted(
-    quantizer: Quantizer, layers: Mapping[str, nn.Linear], calibration: Mapping[str, Calibration] | None
-) -> Mapping[str, Quantizer]:
-    """`quantizer.for_layers`; where it refuses a weight, the layer is named."""
-    weights: dict[int, Tensor] = {}
-    named = {n: weights.setdefault(id(layer.weight), layer.weight.detach()) for n, layer in layers.items()}
-    try:
-        return quantizer.for_layers(named, calibration)
-    except (TypeError, ValueError):
-        for name, layer in layers.items():
-            with _naming(name):
-                checked(layer.weight.detach())
-        raise
-
-
-@contextmanager
-def _naming(layer: str) -> Iterator[None]:
-    try:
-        yield
-    except UnsupportedError as error:
-        raise UnsupportedError(f"layer {layer!r}: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"layer {layer!r}: {error}") from error

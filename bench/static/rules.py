@@ -21,7 +21,7 @@ from kernels.aot import TARGETS
 __all__ = ["EXEMPTIONS", "MATRIX", "QUANTIZERS", "Exemption", "broken", "broken_rules"]
 
 MATRIX = tuple(
-    f"*/{kernel}/*" for kernel in ("_small", "_matmul", "_grad", "_lora", "_sparse_small")
+    f"*/{kernel}/*" for kernel in ("_small", "_matmul", "_grad", "_lora", "_sparse_small", "_kept_small")
 )  # they promise it
 QUANTIZERS = ("*_quantize/*", "w8a8_matmul/_round/*")
 
@@ -40,6 +40,10 @@ COPIED = (
 )
 EIGHT = "eight warps share the 2048 bytes of codes of a step: 8 a lane are all there are"
 PAIRED = "codes and places of four weights are read into the thread that puts them together: 4 and 2 bytes a lane"
+EIGHTS = "eight codes and their places go through a thread together: 4 bytes of codes a lane, and 1 of places at a time"
+ACROSS = "places of 3 bits lie across words: their bytes are gathered one by one"
+EIGHTH = "a lane reads the bytes of the mask whose eight columns each it takes: 2 of them, or 1 in float32"
+ANYWHERE = "the codes that a byte of the mask keeps begin anywhere: their bytes are gathered one by one"
 PLACED = "each kept value lies where the bits before it say: they are gathered one by one"
 EXEMPTIONS = (
     Exemption("wide load codes_ptr", "*-w3/*", "3-bit codes lie across words: their bytes are gathered one by one"),
@@ -59,6 +63,11 @@ EXEMPTIONS = (
     Exemption("wide load values_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
     Exemption("wide load indices_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
     Exemption("wide load values_ptr", "bitmask_matmul/*", PLACED),
+    Exemption("wide load values_ptr", "bitmask_dequantize/*", PLACED),
+    Exemption("wide load values_ptr", "bitmask_coded_matmul/*", ANYWHERE),
+    Exemption("wide load indices_ptr", "bitmask_coded_matmul/*", EIGHTH),
+    Exemption("wide load values_ptr", "n_of_m_matmul/*/m*-bf16-*/*", EIGHTS),
+    Exemption("wide load indices_ptr", "n_of_m_matmul/*", ACROSS),
     Exemption(
         "wide store codes_ptr",
         "*_quantize/*",

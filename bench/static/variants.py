@@ -2,7 +2,7 @@
 
 A product or decoder of packed codes: codes of 3 and of 8 bits, zeros, nested scales, a table of levels to a row.
 A quantizer: codes of 3 and of 8 bits, one group a row, one group the whole tensor, both kinds of zeros. A product with
-2:4 weights: kept weights of 4 bits.
+2:4 weights: kept weights of 4 bits. Other sparse weights: see `_kept`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def variants(op: Op, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mappin
         codes = torch.zeros(n, packed_bytes(kept, 4), dtype=torch.uint8)
         steps = torch.ones(n, kept // GROUP, dtype=torch.float16)
         yield "w4", {**arguments, "values": codes, "scale": steps, "group": GROUP}
+    if op.name.startswith(("n_of_m_", "bitmask_")) and "bits" in arguments:
+        yield from _kept(arguments)
     if "bits" not in arguments or not op.name.startswith(("affine_", "codebook_")):
         return
     for bits in WIDTHS:
@@ -67,3 +69,25 @@ def _of_width(arguments: Mapping[str, Any], bits: int) -> Mapping[str, Any]:
 def _nested(scale: Tensor) -> NestedScale:
     codes = torch.zeros(scale.shape, dtype=torch.uint8)
     return NestedScale(codes, torch.zeros(256), torch.zeros(-(-codes.numel() // NEST)), torch.zeros(1), NEST)
+
+
+def _kept(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Kept weights on grids and of tables: 4 bits, 3 bits under zeros, nested scales, a table to a row, 2:4 places."""
+    values = "codes" if "codes" in arguments else "values"
+    rows = len(arguments[values])
+    kept = arguments["kept"] if "kept" in arguments else arguments["indices"].shape[1] * 8 // 3
+
+    def coded(bits: int, **changes: Any) -> dict[str, Any]:
+        codes = torch.zeros(rows, packed_bytes(kept, bits), dtype=torch.uint8)
+        steps = torch.ones(rows, -(-kept // GROUP), dtype=torch.float16)
+        return {**arguments, values: codes, "levels": None, "scale": steps, "bits": bits, "group": GROUP, **changes}
+
+    steps = torch.ones(rows, -(-kept // GROUP), dtype=torch.float16)
+    yield "w4", coded(4)
+    yield "w3", coded(3, zero=torch.ones_like(steps))
+    yield "nested", coded(4, levels=torch.zeros(1, 16), scale=_nested(steps))
+    if "of" in arguments:
+        pairs = {"of": 4, "indices": torch.zeros(rows, kept // 4, dtype=torch.uint8)}
+        yield "of4", {**arguments, **pairs}
+        yield "of4-table", coded(4, levels=torch.zeros(1, 16), **pairs)
+        yield "rows", coded(4, levels=torch.zeros(rows, 16), rows=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quant.core import QuantizedTensor
 
-__all__ = ["ENGINES", "Engine", "Prepared"]
+__all__ = ["ENGINES", "Engine", "Prepared", "Traced"]
 
 
 class Prepared(ABC):
@@ -25,6 +25,19 @@ class Prepared(ABC):
     def transposed(self, dy: Tensor) -> Tensor:
         """dy [m, n] in the compute dtype -> dy @ W [m, k] in that dtype: the gradient of x."""
         raise TypeError(f"{type(self).__name__} multiplies forward only")
+
+
+class Traced(Prepared):
+    """A weight whose product is made of operators that torch can trace, compile and differentiate in x."""
+
+    @abstractmethod
+    def transposed(self, dy: Tensor) -> Tensor:
+        """dy [m, n] in the compute dtype -> dy @ W [m, k] in that dtype: the gradient of x."""
+
+    def adapted(self, x: Tensor, inner: Tensor, b: Tensor) -> Tensor:
+        """x @ W.T + inner [m, r] @ b [n, r].T, differentiable in all three."""
+        y = self.matmul(x)
+        return y + inner.to(y.dtype) @ b.T.to(y.dtype)
 
 
 class Engine(ABC):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from quant.core import Calibration, QuantizedTensor, Quantizer
 from quant.init.base import Init, Start
 from quant.init.table import INITS
-from quant.linear import quantize_model
 from quant.lora import LoRALayer, adapted, add_lora, targeted
 from quant.lora_config import LoRAConfig
 from quant.modules import DEFAULT_SKIP, linears
+from quant.quantizing import quantize_model
 
 __all__ = ["needs_of", "quantize_with_lora"]
 

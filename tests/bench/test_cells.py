@@ -15,7 +15,8 @@ from bench.data import Batch
 from bench.protocol import QUICK
 from bench.schema import METRICS, Cell
 from quant import METHODS
-from quant.linear import linears, quantize_model
+from quant.modules import linears
+from quant.quantizing import quantize_model
 
 PAIRS = [("tiny-encoder", "alice-labels"), ("tiny-causal", "alice")]
 

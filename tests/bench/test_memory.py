@@ -9,8 +9,8 @@ from torch import nn
 import bench.measure.memory as memory
 from bench.measure.memory import static_memory
 from quant import METHODS, PARTS
-from quant.linear import quantize_model
 from quant.lora import LoRAConfig, add_lora, quantize_adapter
+from quant.quantizing import quantize_model
 
 
 def base():

@@ -12,7 +12,7 @@ import bench.measure.speed as speed
 from bench.measure.clock import Clock, interleaved
 from bench.measure.speed import implementation, speed_group, time_quantize
 from quant import METHODS
-from quant.linear import quantize_model
+from quant.quantizing import quantize_model
 
 
 class Virtual:

@@ -11,8 +11,8 @@ import bench.measure.training as training
 from bench.measure.tracker import CATEGORIES, MemoryTracker
 from bench.measure.training import train_step_memory
 from quant import METHODS
-from quant.linear import quantize_model
 from quant.lora import LoRAConfig, add_lora, lora_parameters
+from quant.quantizing import quantize_model
 
 PARTS = [f"{c}_bytes" for c in CATEGORIES]
 

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from kernels.op import interpreted
-from quant.formats import Affine, FixedCodebook, Integers, Reshaped
+from kernels.packing import unpack
+from quant.formats import E8M0, Affine, FixedCodebook, Integers, Reshaped
 from quant.methods.double import DynamicMap, dynamic_levels
+from quant.methods.fp4 import E2M1_LEVELS, MXFP4
 from quant.methods.nf4 import NF
 from quant.methods.uniform import Uniform
 
-AFFINE, CODEBOOK = (
+AFFINE, CODEBOOK, MXFP4_KERNEL = (
     next(op.triton for op in interpreted("kernels.quantize").OPERATIONS if op.name == name)
-    for name in ("affine_quantize", "codebook_quantize")
+    for name in ("affine_quantize", "codebook_quantize", "mxfp4_quantize")
 )
 NESTED = interpreted("kernels.quantize_nested").OPERATIONS[0].triton
 SHAPES = ((64, 512), (17, 200), (5, 63), (3, 1))
@@ -87,3 +89,28 @@ def test_double_quantization(shape: tuple[int, int]) -> None:
     assert torch.equal(codes, stored.codes)
     assert torch.equal(scale_codes.flatten(), nested.codes.flatten())
     assert torch.equal(blocks, nested.scale.flatten() if isinstance(nested.scale, Tensor) else blocks[:0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_mxfp4(dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        for group in (32, *GROUPS):
+            weight = weight_of(shape, dtype)
+            stored = MXFP4(group).quantize(weight)  # type: ignore[arg-type]
+            assert isinstance(stored, FixedCodebook)
+            assert isinstance(stored.scale, E8M0)
+            codes, scale = MXFP4_KERNEL(weight, group=group)
+            assert torch.equal(codes, stored.codes), (shape, group)
+            assert torch.equal(scale, stored.scale.codes), (shape, group)
+
+
+def test_mxfp4_rounds_halves_to_the_even_magnitude_and_saturates() -> None:
+    levels = torch.tensor(E2M1_LEVELS[:8])
+    ties = (levels[1:] + levels[:-1]) / 2
+    weight = torch.cat([torch.tensor([7.9, 6.1]), levels, ties, -levels, -ties])[None]
+    codes, scale = MXFP4_KERNEL(weight, group="tensor")
+    assert scale.item() == 127
+    even = [0, 2, 2, 4, 4, 6, 6]
+    magnitudes = [7, 7, *range(8), *even]
+    want = [*magnitudes, *(m + 8 * (m > 0) for m in magnitudes[2:])]
+    assert unpack(codes, 4, weight.shape[1])[0].tolist() == want

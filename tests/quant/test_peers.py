@@ -95,7 +95,7 @@ def test_names_of_peers_and_of_what_is_not_there() -> None:
         register("bnb", FourBit())
     with pytest.raises(ValueError, match=r"unknown peer 'peer-none'; installed: .*pip install -e '.\[peers\]'"):
         find_method("peer-none")
-    with pytest.raises(ValueError, match="unknown method 'nf4-g65'; there are .* among them nf4-g64"):
+    with pytest.raises(ValueError, match=r"unknown method 'nf4-g65'; there are .* among them nf4-g64"):
         find_method("nf4-g65")
     assert find_method("nf4-g64") is METHODS["nf4-g64"]
     assert not set(PEERS) & set(METHODS)

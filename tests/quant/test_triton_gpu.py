@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from quant import METHODS, LoRAConfig, QuantizedLinear, add_lora, lora_parameters, quantize_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-NAMES = ("nf4-g64", "nf4-g64-dq", "uniform-int4-g64", "prune-2of4", "prune-2of4-int4-g64", "prune-50")
+NAMES = ("nf4-g64", "nf4-g64-dq", "uniform-int4-g64", "mxfp4", *(name for name in METHODS if name.startswith("prune")))
+COMPILED = ("prune-4of8", "prune-50-nf4-g64", "prune-rows-10")
 BOUND = {torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
 
 
@@ -62,6 +63,26 @@ def test_an_adapter_learns_over_the_kernels_as_over_the_decoded_weight(how: str)
     found, want = trained(how), trained("reference")
     assert found[-1] < 0.9 * found[0]
     assert relative(torch.tensor(found), torch.tensor(want)) < 0.02
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_pruned_layer_has_no_graph_break_and_the_same_gradient(name: str) -> None:
+    torch._dynamo.reset()
+    layer = QuantizedLinear(METHODS[name].quantize(torch.randn(320, 512)), None).to("cuda")
+    compiled = torch.compile(layer, fullgraph=True)
+    for m in (1, 17, 400):
+        x = torch.randn(m, 512, device="cuda", dtype=torch.bfloat16)
+        dy = torch.randn(m, 320, device="cuda", dtype=torch.bfloat16)
+        found = []
+        for run in (compiled, layer):
+            mine = x.clone().requires_grad_()
+            y = run(mine)
+            y.backward(dy)
+            assert mine.grad is not None
+            found.append((y.detach(), mine.grad))
+        for got, want in zip(*found, strict=True):
+            assert relative(got, want) < BOUND[torch.bfloat16]
 
 
 def test_a_layer_on_a_gpu_keeps_no_dense_copy() -> None:
