@@ -1,6 +1,7 @@
 """Tables, plots and a front page from records: `write` for files, `terminal_table` for the screen.
 
-A table is a file in `tables/`, a plot a file in `plots/`; each registers itself. Equal records give equal bytes.
+A table is a file in `tables/`, a plot a file in `plots/`; each registers itself. Equal records give equal bytes. The
+side files `rates.jsonl` and `sensitivity.jsonl`, where they are, add theirs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from rich.console import RenderableType
 
 from bench.reports import tables as _tables  # noqa: F401
 from bench.reports.frames import Record, Run
+from bench.reports.rates import write as write_rates
 from bench.reports.table import TABLES, write_tables
 from bench.reports.terminal import main_tables
 
@@ -25,11 +27,12 @@ def write(out: Path, records: list[Record], *, plots: bool = True) -> list[Path]
     from bench.reports.page import write_page
 
     run = Run(records)
-    written = write_tables(out / "tables", run)
+    written = write_tables(out / "tables", run) + write_rates(out)
     if plots:
         from bench.reports.plots import write_plots  # matplotlib takes a second to import
+        from bench.reports.sensitivity import write as write_sensitivity
 
-        written += write_plots(out / "plots", run)
+        written += write_plots(out / "plots", run) + write_sensitivity(out)
     return [*written, write_page(out, run, written)]
 
 

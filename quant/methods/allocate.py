@@ -3,7 +3,8 @@
 For every layer and every choice the weight is quantized; with e = decoded - w the damage is predicted as
 
     fisher          sum f e**2            f the mean squared gradient of the loss: twice its expected rise
-    second_moment   tr(e H e^T) / tr(w H w^T)      H the mean x x^T: the relative squared error of the layer's outputs
+    second_moment   n k tr(e H e^T) / tr(w H w^T)      H the mean x x^T: the relative squared error of the layer's
+                    outputs, counted once for every weight; counted once a layer, the small layers would get all bits
 
 and one choice a layer is taken so that the sum of the damages is least and the stored bytes, per-tensor constants left
 out, stay within `bits` a weight: a multiple-choice knapsack, solved to the optimum (`quant.knapsack`).
@@ -116,9 +117,9 @@ def damage(weight: Tensor, decoded: Tensor, calibration: Calibration, sensitivit
     assert calibration.second_moment is not None
     moment = calibration.second_moment.float()
     energy = float(((weight @ moment) * weight).sum())
-    return float(((e @ moment) * e).sum()) / energy if energy > 0 else 0.0
+    return e.numel() * float(((e @ moment) * e).sum()) / energy if energy > 0 else 0.0
 
 
-_INTEGERS = tuple(Uniform(bits, 64, zero="integer") for bits in (2, 3, 4))
-register("mixed-3bit", Allocated(_INTEGERS, 3.3))
-register("mixed-3bit-outputs", Allocated(_INTEGERS, 3.3, "second_moment"))
+_INTEGERS = tuple(Uniform(bits, 64, zero="integer") for bits in (2, 3, 4, 5))
+register("mixed-3bit", Allocated(_INTEGERS[:3], 3.3))
+register("mixed-4bit", Allocated(_INTEGERS[1:], 4.3))

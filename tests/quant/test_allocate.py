@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quant import METHODS, Calibration, UnsupportedError, quantize_model
+from quant import Calibration, UnsupportedError, quantize_model
 from quant.knapsack import bound, choose
 from quant.linear import QuantizedLinear
 from quant.methods.allocate import Allocated, damage
@@ -124,7 +124,7 @@ def test_damages_are_those_of_their_definitions():
     e = (decoded - w).double()
     assert damage(w, decoded, c, "fisher") == pytest.approx(float((c.fisher.double() * e**2).sum()), rel=1e-5)
     H = c.second_moment.double()
-    want = float(torch.trace(e @ H @ e.T) / torch.trace(w.double() @ H @ w.double().T))
+    want = 6 * 16 * float(torch.trace(e @ H @ e.T) / torch.trace(w.double() @ H @ w.double().T))
     assert damage(w, decoded, c, "second_moment") == pytest.approx(want, rel=1e-4)
     assert damage(w * 0, w * 0, c, "second_moment") == 0
 
@@ -145,7 +145,7 @@ def test_settings_are_json_and_nested_needs_are_passed_on():
     said = json.loads(json.dumps(method.settings()))
     assert said["choices"] == [json.loads(json.dumps(q.settings())) for q in (NF(2), NF(4))]
     assert method.needs == {"fisher"}
-    nested = Allocated((METHODS["mixed-3bit-outputs"],), 4.0)
+    nested = Allocated((Allocated(CHOICES, 3.3, "second_moment"),), 4.0)
     assert nested.needs == {"fisher", "second_moment"}
     with pytest.raises(ValueError, match="needs the calibration's fisher"):
         Allocated(CHOICES, 3.3).for_layers({"a": gaussian(4, 64)}, None)

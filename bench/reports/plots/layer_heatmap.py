@@ -7,8 +7,6 @@ as a repeated red column.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -19,17 +17,12 @@ from bench.reports import style
 from bench.reports.caption import machine
 from bench.reports.escape import plot_text
 from bench.reports.frames import Row, Run
+from bench.reports.layers import split
 from bench.reports.plots.registry import Plot, plot
 from bench.reports.stats import number_or_none
 
 NO_NAMES = {"xticklabels": False, "yticklabels": False}  # ours are set below
 MOST = 12  # methods of one model
-
-
-def split(layer: str) -> tuple[str, int]:
-    """(matrix, depth): `model.layers.12.mlp.up_proj` is ("mlp.up_proj", 12); a layer without a number has depth 0."""
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", layer)
-    return (found[2], int(found[1])) if found else (layer, 0)
 
 
 def sqnr(row: Row) -> dict[str, float]:

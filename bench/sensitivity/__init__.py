@@ -1,0 +1,1 @@
+"""How much worse a model becomes when one of its matrices alone is quantized."""
