@@ -28,6 +28,9 @@ LAYERS = (
     "prune-2of4",
     "prune-2of4-int4-g64",
     "prune-50",
+    "mxfp4",
+    "prune-4of8",
+    "prune-50-nf4-g64",
 )
 CHECKED_ROWS = 16
 QUANTIZED_ROWS = 8
