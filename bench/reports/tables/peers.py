@@ -3,7 +3,6 @@
 The difference is paired over the items that both were judged on; `≈` marks one whose interval contains 0.
 """
 
-# ruff: noqa: RUF001
 from __future__ import annotations
 
 from typing import Any
