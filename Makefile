@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor bench bench-quick bench-full bench-peers bench-kernels gpu report-kernels bench-static bench-gate bench-check report readme test lint sabotage clean clean-results
+.PHONY: help setup doctor bench bench-quick bench-full bench-peers bench-rates bench-sensitivity bench-kernels gpu report-kernels bench-static bench-gate bench-check report readme test lint sabotage clean clean-results
 
 help: ## this list
 	@echo "usage: make TARGET   (METHODS='nf4*,-*-g128' MODELS= TASKS= SEEDS= DEVICE= OUT= ARGS= select; NOVENV=1 PYTHON= skip set-up)"
@@ -56,6 +56,12 @@ bench-full: $(READY) ## QLoRA for every method, three seeds (many hours on 2 cor
 
 bench-peers: $(READY) ## other libraries' quantizers beside ours (needs: .venv/bin/pip install -e '.[peers]'; 3 minutes)
 	$(PY) -m bench run peers $(SELECT)
+
+bench-rates: $(READY) ## every method at its measured bits against the rate-distortion bound (a few minutes)
+	$(PY) -m bench.rates $(ARGS)
+
+bench-sensitivity: $(READY) ## KL of a causal model with one matrix of one layer quantized, as a heatmap (a few minutes; resumes)
+	$(PY) -m bench.sensitivity $(ARGS)
 
 bench-kernels: $(READY) ## speed of every kernel beside cuBLAS and other libraries; without a GPU the CPU paths (1 minute)
 	$(PY) -m bench.micro $(if $(OUT),--records '$(OUT)') $(ARGS)

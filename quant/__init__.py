@@ -14,6 +14,7 @@ from quant.core import (
 
 from quant import formats, methods  # isort: skip  (methods register themselves)
 from quant.adapters import load_adapter, save_adapter
+from quant.calibrate import calibrate
 from quant.files import check_model_folder
 from quant.init import INITS, quantize_with_lora
 from quant.linear import QuantizedLinear
@@ -50,6 +51,7 @@ __all__ = [
     "UnsupportedError",
     "add_lora",
     "bits_per_weight",
+    "calibrate",
     "check_model_folder",
     "formats",
     "linears",
