@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp, minimize_scalar
-from scipy.sparse import block_diag
 
 __all__ = ["bound", "choose"]
 
@@ -49,6 +47,9 @@ def choose(damage: Floats, size: Whole, budget: int) -> list[int]:
 
 def _solve(worth: Floats, size: Whole, budget: int) -> Whole | None:
     """The optimum as the solver sees it, None where it finds none."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # not before use: importing the package must not need it
+    from scipy.sparse import block_diag
+
     items, choices = worth.shape
     unit = max(1.0, float(size.max()))
     one_each = LinearConstraint(block_diag([np.ones((1, choices))] * items), 1, 1)
@@ -67,6 +68,7 @@ def _solve(worth: Floats, size: Whole, budget: int) -> Whole | None:
 
 def bound(damage: Floats, size: Whole, budget: int) -> float:
     """The Lagrangian lower bound of the least damage within `budget`."""
+    from scipy.optimize import minimize_scalar
 
     def dual(log_price: float) -> float:
         price = np.exp(log_price)

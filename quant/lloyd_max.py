@@ -20,8 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_banded
-from scipy.special import ndtr, ndtri
 
 __all__ = ["AbsmaxRatio", "Density", "Normal", "gaussian_levels", "lloyd_max", "moments"]
 
@@ -48,6 +46,20 @@ class Density(Protocol):
 
     def integrals(self, u: Floats) -> tuple[Floats, Floats, Floats]:
         """The integrals of g, u g and u**2 g up to `u`, each less a constant."""
+
+
+def ndtr(x: Floats) -> Floats:
+    """P(N(0, 1) < x)."""
+    from scipy.special import ndtr as phi  # not before use: importing the package must not need it
+
+    return np.asarray(phi(x))
+
+
+def ndtri(p: float) -> float:
+    """The x with P(N(0, 1) < x) = `p`."""
+    from scipy.special import ndtri as quantile
+
+    return float(quantile(p))
 
 
 def _phi(x: Floats) -> Floats:
@@ -143,6 +155,8 @@ def _newton(g: Density, levels: Floats, free: NDArray[np.bool_], mass: Floats, f
     bands[1] = np.where(free, 2 * mass - np.append(coupling, 0) - np.insert(coupling, 0, 0), 1.0)
     bands[2, :-1] = -coupling * free[1:]
     gradient = np.where(free, 2 * (levels * mass - first), 0.0)
+    from scipy.linalg import solve_banded  # not before use: importing the package must not need it
+
     return np.asarray(levels - solve_banded((1, 1), bands, gradient))
 
 

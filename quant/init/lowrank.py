@@ -9,7 +9,6 @@ which is the hardest case, the energy found is within 0.3 % of the optimum, and 
 from __future__ import annotations
 
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 
 __all__ = ["nearest_of_rank"]
@@ -42,6 +41,8 @@ def _leading(e: Tensor, rank: int) -> Tensor:
     k = e.shape[1]
     if k <= EXACT:
         gram = (e.T @ e).cpu().numpy()
+        from scipy.linalg import eigh  # not before use: importing the package must not need it
+
         found = torch.from_numpy(eigh(gram, subset_by_index=[k - rank, k - 1], overwrite_a=True)[1])
         return found.to(e).contiguous()
     generator = torch.Generator().manual_seed(0)
