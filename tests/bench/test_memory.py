@@ -11,6 +11,7 @@ from bench.measure.memory import static_memory
 from quant import METHODS, PARTS
 from quant.lora import LoRAConfig, add_lora, quantize_adapter
 from quant.quantizing import quantize_model
+from tests.quant.samples import calibrations
 
 
 def base():
@@ -33,7 +34,8 @@ def test_nf4_with_double_quantization_costs_4127_thousandths_of_a_bit():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_parts_sum_to_the_model_and_the_file_is_what_is_stored(name):
-    model = add_lora(quantize_model(base(), METHODS[name]), LoRAConfig(rank=4))
+    quantized = quantize_model(base(), METHODS[name], calibration=calibrations(base()))
+    model = add_lora(quantized, LoRAConfig(rank=4))
     out = static_memory(model, entropy=False)
     assert set(out["parts_bytes"]) == {*PARTS, "adapter"}
     assert out["model_bytes"] == sum(out["parts_bytes"].values()) == out["quantized_bytes"] + 4 * OTHERS + 24576

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quant import METHODS, Calibration, QuantizedTensor, Quantizer
+from quant import METHODS, Calibration, QuantizedTensor, Quantizer, linears
 
 
 def gaussian(n: int, k: int, seed: int = 0) -> Tensor:
@@ -30,6 +30,11 @@ def calibration_of(n: int, k: int, seed: int = 0, rows: int | None = None) -> Ca
     generator = torch.Generator().manual_seed(seed + 1)
     fisher = 10.0 ** (-3 * torch.rand(n, k, generator=generator))
     return Calibration(x.T @ x / len(x), x.abs().mean(0), fisher, len(x))
+
+
+def calibrations(model: nn.Module) -> dict[str, Calibration]:
+    """`calibration_of` of every linear layer, by name."""
+    return {name: calibration_of(layer.out_features, layer.in_features) for name, layer in linears(model).items()}
 
 
 def fitted(quantizer: Quantizer, weight: Tensor) -> tuple[Quantizer, Calibration]:
