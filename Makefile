@@ -87,8 +87,11 @@ report: $(READY) ## tables and plots again from the records of OUT (seconds)
 readme: $(READY) ## the README's tables and figures from the committed records
 	$(PY) -m bench.reports readme results/cpu-2-cores README.md
 
-test: $(READY) ## all tests (about 7 minutes on 2 cores)
-	$(PY) -m pytest $(ARGS)
+# files of tests side by side, one a core, each with one thread, where pytest-xdist is there
+SPREAD = $(shell $(PY) -c 'import os, xdist; print("-n", len(os.sched_getaffinity(0)), "--dist loadfile")' 2>/dev/null)
+
+test: $(READY) ## all tests (about 10 minutes on 2 cores)
+	$(if $(SPREAD),OMP_NUM_THREADS=1) $(PY) -m pytest $(SPREAD) $(ARGS)
 
 lint: $(READY) ## style, types, import direction (1 minute)
 	$(PY) -m ruff check .

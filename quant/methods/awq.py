@@ -3,7 +3,7 @@
     W x = (W diag(s)) (x / s)        s_j = (mean |x_j|)**alpha / sqrt(max s * min s),    alpha in {0, 0.05, .. 0.95}
 
 Columns whose inputs are large are scaled up before they are rounded, so their error counts less. The alpha taken is
-that of least output error tr(dW H dW^T), H = mean x x^T. With `clip` each group is then clipped at the share of its
+that of least output error tr(dW H dW^T), H = mean x x^T, over some of the rows: it is one number for all of them. With `clip` each group is then clipped at the share of its
 largest magnitude, 1 to 0.5 in 20 steps, that leaves the least error dw H[g, g] dw^T of its own columns g. Neither is
 done where the output error of the layer would not fall. What x is multiplied with, 1 / s, is stored in float16.
 Source: Lin et al. 2023, arXiv 2306.00978. There queries and keys are not clipped; here the error decides.
@@ -11,7 +11,7 @@ Source: Lin et al. 2023, arXiv 2306.00978. There queries and keys are not clippe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ __all__ = ["AWQ", "behind", "factors", "output_error"]
 ALPHAS = [i / 20 for i in range(20)]
 CLIPS = [1 - i / 40 for i in range(1, 21)]
 LEAST = 1e-4  # magnitudes below are taken as this: an input that is never seen does not decide the range of s
+ROWS = 256  # rows over which alpha is chosen; the layer as a whole decides whether it is taken
 LARGEST = 2.0**15  # factors stay within what float16 holds in full precision, 2**-14 to this
 
 
@@ -54,26 +55,32 @@ class AWQ(Quantizer):
         assert calibration.magnitude is not None
         h = calibration.second_moment.to(weight)
         size = calibration.magnitude.to(weight).clamp(min=LEAST)
-        best: Scaled | None = None
-        least = float("inf")
-        for alpha in ALPHAS:
-            columns = factors(size**alpha)
-            seen = behind(calibration, columns)
-            made = _scaled(self.inner.quantize(weight / columns.float(), seen), columns)
+        rows = _some_rows(len(weight))
+        sample, some = weight[rows], _rows_of(calibration, rows)
+        found = [self._scaled_by(sample, some, factors(size**alpha)) for alpha in ALPHAS]
+        errors = [output_error(made.decode() - sample, h) for made in found]
+        best = self._scaled_by(weight, calibration, factors(size**0.0))
+        least = output_error(best.decode() - weight, h)
+        chosen = ALPHAS[errors.index(min(errors))]
+        if chosen:
+            made = self._scaled_by(weight, calibration, factors(size**chosen))
             error = output_error(made.decode() - weight, h)
-            if best is None or error < least:
+            if error < least:
                 best, least = made, error
-        assert best is not None
         if self.clip:
             columns = best.columns
-            seen = behind(calibration, columns)
+            seen = behind(calibration, columns) if self.inner.needs else None
             clipped = self._clipped(weight, best, h, seen)
             made = _scaled(self.inner.quantize(clipped, seen), columns)
             if output_error(made.decode() - weight, h) < least:
                 best = made
         return best
 
-    def _clipped(self, weight: Tensor, made: Scaled, h: Tensor, seen: Calibration) -> Tensor:
+    def _scaled_by(self, weight: Tensor, calibration: Calibration, columns: Tensor) -> Scaled:
+        inner = self.inner.quantize(weight / columns.float(), behind(calibration, columns) if self.inner.needs else None)
+        return _scaled(inner, columns)
+
+    def _clipped(self, weight: Tensor, made: Scaled, h: Tensor, seen: Calibration | None) -> Tensor:
         """The scaled weight [n, k] with each group clipped where that leaves the least error of its own columns."""
         shape = made.shape
         group: Group = made.inner.group if isinstance(made.inner, Affine | Codebook) else "channel"
@@ -111,6 +118,17 @@ def behind(calibration: Calibration, columns: Tensor) -> Calibration:
         None if fisher is None else fisher * c.square(),
         calibration.n_samples,
     )
+
+
+def _some_rows(n: int) -> Tensor:
+    """Up to `ROWS` of n rows, at even spacing."""
+    return torch.arange(n) if n <= ROWS else torch.linspace(0, n - 1, ROWS).round().long()
+
+
+def _rows_of(calibration: Calibration, rows: Tensor) -> Calibration:
+    """The calibration of those rows of the layer alone."""
+    fisher = calibration.fisher
+    return replace(calibration, fisher=None if fisher is None else fisher[rows])
 
 
 def output_error(dw: Tensor, h: Tensor) -> float:
