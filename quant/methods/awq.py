@@ -3,9 +3,10 @@
     W x = (W diag(s)) (x / s)        s_j = (mean |x_j|)**alpha / sqrt(max s * min s),    alpha in {0, 0.05, .. 0.95}
 
 Columns whose inputs are large are scaled up before they are rounded, so their error counts less. The alpha taken is
-that of least output error tr(dW H dW^T), H = mean x x^T, over some of the rows: it is one number for all of them. With `clip` each group is then clipped at the share of its
-largest magnitude, 1 to 0.5 in 20 steps, that leaves the least error dw H[g, g] dw^T of its own columns g. Neither is
-done where the output error of the layer would not fall. What x is multiplied with, 1 / s, is stored in float16.
+that of least output error tr(dW H dW^T), H = mean x x^T, over some of the rows: it is one number for all of them. With
+`clip` each group is then clipped at the share of its largest magnitude, 1 to 0.5 in 20 steps, that leaves the least
+error dw H[g, g] dw^T of its own columns g. Neither is done where the output error of the layer would not fall. What x
+is multiplied with, 1 / s, is stored in float16.
 Source: Lin et al. 2023, arXiv 2306.00978. There queries and keys are not clipped; here the error decides.
 """
 
@@ -77,8 +78,8 @@ class AWQ(Quantizer):
         return best
 
     def _scaled_by(self, weight: Tensor, calibration: Calibration, columns: Tensor) -> Scaled:
-        inner = self.inner.quantize(weight / columns.float(), behind(calibration, columns) if self.inner.needs else None)
-        return _scaled(inner, columns)
+        seen = behind(calibration, columns) if self.inner.needs else None
+        return _scaled(self.inner.quantize(weight / columns.float(), seen), columns)
 
     def _clipped(self, weight: Tensor, made: Scaled, h: Tensor, seen: Calibration | None) -> Tensor:
         """The scaled weight [n, k] with each group clipped where that leaves the least error of its own columns."""

@@ -17,6 +17,7 @@ from quant.methods.fp4 import MXFP4
 from quant.methods.nf4 import NF
 from quant.methods.none import Unquantized
 from quant.methods.uniform import Uniform
+from tests.quant.samples import quantize
 
 
 def normal(*shape: int) -> Tensor:
@@ -45,12 +46,16 @@ def formats_in(weight: QuantizedTensor) -> set[str]:
     return {weight.format}.union(*(formats_in(v) for v in inner))
 
 
+def bits(t: Tensor) -> Tensor:
+    return t.contiguous().reshape(-1).view(torch.uint8)
+
+
 def same(a: QuantizedTensor, b: QuantizedTensor) -> bool:
     one, two = a.stored(), b.stored()
     return (
         a.config() == b.config()
         and one.keys() == two.keys()
-        and all(one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in one)
+        and all(one[name].dtype == two[name].dtype and torch.equal(bits(one[name]), bits(two[name])) for name in one)
         and torch.equal(a.dequantize(), b.dequantize())
     )
 
@@ -130,10 +135,10 @@ def test_config_as_json_and_stored_tensors_are_the_whole_object(name: str):
 def test_every_format_is_rebuilt_from_some_method_or_by_hand():
     found = set().union(*(formats_in(weight) for weight in by_hand().values()))
     for method in METHODS.values():
-        weight = method.quantize(normal(32, 128))
+        weight = quantize(method, normal(32, 128))
         found |= formats_in(weight)
         assert same(from_config(json.loads(json.dumps(weight.config())), weight.stored()), weight)
-    assert found == set(FORMATS)
+    assert found == set(FORMATS) - {"foreign"}  # what other libraries store is never rebuilt: tests of peers
 
 
 def test_with_stored_replaces_values():

@@ -14,6 +14,7 @@ from quant.formats import Reshaped
 from quant.methods.double import DynamicMap, Flat, dynamic_levels
 from quant.methods.nf4 import NF
 from quant.methods.uniform import Uniform
+from tests.quant.samples import quantize
 
 scales = st.lists(st.floats(0, 1000, width=32), min_size=1, max_size=40)
 
@@ -92,10 +93,10 @@ def test_any_method_with_a_scale_takes_a_quantizer_for_it(name: str):
     plain = dataclasses.replace(method, scale="float32")
     double = dataclasses.replace(method, scale=DynamicMap())
     assert double.family == "double quantization"
-    error = [(q.quantize(w).decode() - w).norm() / w.norm() for q in (plain, double)]
+    error = [(quantize(q, w).decode() - w).norm() / w.norm() for q in (plain, double)]
     # an 8-bit scale moves a value by 1 %: added in quadrature, with as much again for clipped maxima
     assert error[1] < (error[0] ** 2 + 0.014**2) ** 0.5 * 1.02
-    weight = double.quantize(w)
+    weight = quantize(double, w)
     assert weight.parts()["second_level"] > 0
     assert sum(weight.parts().values()) == weight.nbytes
 

@@ -290,17 +290,3 @@ def test_degenerate_weights(method, case):
         assert torch.equal(got, w)
     elif case in ("constant", "single", "huge") and not method.startswith("prune"):
         assert torch.allclose(got, w, rtol=1e-3)  # half a step of float16
-
-
-def test_settings_are_checked():
-    for bad in ({"bits": 9}, {"bits": 0}, {"rows": -1}, {"group": 64}, {"scale": "int3"}, {"importance": "w"}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            KMeans(**bad)
-    with pytest.raises(ValueError, match="k must"):
-        kmeans1d(np.ones((1, 3)), 0)
-    with pytest.raises(ValueError, match="non-empty"):
-        kmeans1d(np.ones((0, 3)), 2)
-    with pytest.raises(ValueError, match="shape"):
-        kmeans1d(np.ones((1, 3)), 2, np.ones((1, 2)))
-    with pytest.raises(ValueError, match="search"):
-        kmeans1d(np.ones((1, 3)), 2, search="exact")
