@@ -57,7 +57,7 @@ bench-full: $(READY) ## QLoRA for every method, three seeds (many hours on 2 cor
 bench-peers: $(READY) ## other libraries' quantizers beside ours (needs: .venv/bin/pip install -e '.[peers]'; 3 minutes)
 	$(PY) -m bench run peers $(SELECT)
 
-bench-rates: $(READY) ## every method at its measured bits against the rate-distortion bound (a few minutes)
+bench-rates: $(READY) ## every method at its measured bits against the rate-distortion bound (under a minute; resumes)
 	$(PY) -m bench.rates $(ARGS)
 
 bench-sensitivity: $(READY) ## KL of a causal model with one matrix of one layer quantized, as a heatmap (a few minutes; resumes)
