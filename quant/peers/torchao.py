@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from quant.core import Calibration, QuantizedTensor
+from quant.core import Calibration, QuantizedTensor, UnsupportedError
 from quant.formats.foreign import Foreign
 from quant.peers.base import Peer, register
 
@@ -76,6 +76,10 @@ class TorchAONF4(Peer):
             from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
         except ImportError:
             from torchao.dtypes.nf4tensor import to_nf4
+        if weight.numel() % (self.block * self.outer):
+            raise UnsupportedError(
+                f"torchao's NF4 takes weights in multiples of {self.block * self.outer}, this has {weight.numel()}"
+            )
         made: Any = to_nf4(weight, self.block, self.outer)
         parts = {
             "quantized_data": "codes",
