@@ -8,7 +8,8 @@ Beside those that the names explain:
     prompt      virtual tokens before the input (Lester et al. 2021, arXiv 2104.08691), by the peft library; an
                 encoder's head is trained with them
 
-Those that train a new adapter on a quantized base are in `bench.qlora`.
+Those that train a new adapter on a quantized base are in `bench.qlora`, on one that is pruned meanwhile in
+`bench.gradual`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import nn
 
 from bench.adapted import Adapted, decoded_model, quantized_of, with_baseline
 from bench.baseline import Setting, fit, with_logistic_head
+from bench.gradual import adapt_gradually
 from bench.qlora import QLORA
 from bench.tasks.classification import Classification
 from quant import Quantizer, UnsupportedError
@@ -135,5 +137,6 @@ ADAPT: dict[str, Callable[[Setting, Quantizer], Adapted]] = {
     "full": _full,
     "lora": _lora,
     "beneath": _beneath,
+    "gradual": adapt_gradually,
     "merge": _merge,
 } | QLORA

@@ -38,7 +38,7 @@ from quant.lora import LoRALayer, adapted, add_lora
 from quant.modules import linears, share
 from quant.pooled import PooledLoRALayer
 
-__all__ = ["QLORA", "distilled"]
+__all__ = ["QLORA", "distilled", "start_of"]
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -53,7 +53,7 @@ def _trained(
     module = share(packed)
     for layer in _quantized_layers(module):
         layer.engine = "dense"
-    start = _start(setting, module)
+    start = start_of(setting, module)
     rate = setting.rates.lora * rate_share(module)
     training, memory = fit(setting, module, rate, measured=packed, loss=loss)
     training |= {"start": start, "objective": "task" if loss is None else "kl", "lr": rate}
@@ -92,7 +92,7 @@ def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
     return [m for m in module.modules() if isinstance(m, QuantizedLinear)]
 
 
-def _start(setting: Setting, module: nn.Module) -> dict[str, Any]:
+def start_of(setting: Setting, module: nn.Module) -> dict[str, Any]:
     """`training.start` of the record."""
     original = linears(setting.task.wrap(setting.model, setting.seed), setting.protocol.skip)
     signal = noise = 0.0

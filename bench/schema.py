@@ -56,6 +56,7 @@ ORDERS = {
     "eora": "EoRA: the adapter starts as what corrects the quantized base where the inputs are large",
     "qa-lora": "QA-LoRA: an adapter on sums over groups of inputs, which merges into the zero points",
     "distill": "QLoRA trained on the logits of `lora` in place of the labels",
+    "gradual": "LoRA while the base is pruned, more and more, to the share that the method prunes",
     "merge": "merge then quantize: the adapter of `lora` merged into the base, the sum quantized",
     "speed": "no adaptation is judged: times and training memory of the method on this model",
 }

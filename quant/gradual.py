@@ -27,7 +27,7 @@ from quant.linear import QuantizedLinear
 from quant.lora import adapted
 from quant.methods.owl import OWL
 
-__all__ = ["Cubic", "Gradual", "at_sparsity"]
+__all__ = ["Cubic", "Gradual", "at_sparsity", "sparsity_of"]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,17 @@ class Gradual:
         return sparsity
 
 
+def sparsity_of(quantizer: Quantizer) -> float:
+    """The share that `quantizer` prunes; ValueError for one that prunes no share of the weights."""
+    found = getattr(quantizer.method if isinstance(quantizer, OWL) else quantizer, "sparsity", None)
+    if not isinstance(found, float):
+        raise ValueError(f"{type(quantizer).__name__} prunes no share of the weights that a schedule could set")
+    return found
+
+
 def at_sparsity(quantizer: Quantizer, sparsity: float) -> Quantizer:
     """`quantizer` pruning the share `sparsity`; ValueError for one that prunes no share of the weights."""
+    sparsity_of(quantizer)
     if isinstance(quantizer, OWL):
         return dataclasses.replace(quantizer, method=dataclasses.replace(quantizer.method, sparsity=sparsity))
-    if not isinstance(getattr(quantizer, "sparsity", None), float):
-        raise ValueError(f"{type(quantizer).__name__} prunes no share of the weights that a schedule could set")
     return dataclasses.replace(quantizer, sparsity=sparsity)  # type: ignore[call-arg]

@@ -29,7 +29,15 @@ FEWEST = 2  # trained adapters that are worth a panel
 LOOKS = dict(
     zip(
         STARTED,
-        (("#555555", "o"), ("#0072b2", "s"), ("#d55e00", "^"), ("#009e73", "D"), ("#cc79a7", "P"), ("#e69f00", "v")),
+        (
+            ("#555555", "o"),
+            ("#0072b2", "s"),
+            ("#d55e00", "^"),
+            ("#009e73", "D"),
+            ("#cc79a7", "P"),
+            ("#e69f00", "v"),
+            ("#000000", "<"),
+        ),
         strict=True,
     )
 )

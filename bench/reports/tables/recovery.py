@@ -18,7 +18,7 @@ from bench.reports.table import Column, Table, put, table
 from bench.reports.tables.methods import delta_key, key_of
 from bench.schema import METRICS
 
-STARTED = ("qlora", "loftq", "qpissa", "eora", "qa-lora", "distill")
+STARTED = ("qlora", "loftq", "qpissa", "eora", "qa-lora", "distill", "gradual")
 
 
 def judged(run: Run, kind: str) -> tuple[str, str, str]:
@@ -86,7 +86,7 @@ def recovery(run: Run) -> list[Table]:
             "layers; a record without an interval for it has none, since nothing is sampled.",
             "All orders train for the same steps on the same texts; the learning rate is scaled down where an adapter "
             "starts large, so that a first step moves the weights no farther (`training.lr`). `distill` is trained on "
-            "the logits of the LoRA row.",
+            "the logits of the LoRA row. `gradual` starts from the unpruned base.",
         )
         title = f"What a new adapter recovers, {kind} models"
         made.append(Table(f"recovery-{kind}", title, columns, frame, caption(run, rows, metrics), notes))
