@@ -10,12 +10,19 @@ from torch import Tensor
 
 from quant import METHODS, Calibration
 from quant.levels import nearest_codes
+from quant.methods import lnq
 from quant.methods.gptq import GPTQ
 from quant.methods.kmeans import KMeans
 from quant.methods.lnq import LNQ, descend, fit_levels
 from tests.quant.samples import calibration_of, gaussian, inputs
 
 N, K = 32, 160
+
+
+@pytest.fixture(params=["compiled", "plain"], autouse=True)
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "plain":
+        monkeypatch.setattr(lnq, "compiled", lambda: None)
 
 
 def moment(k: int) -> Tensor:
@@ -55,6 +62,26 @@ def test_no_step_raises_the_loss_of_any_row(bits):
             codes = descend(w, h, levels, codes)
     assert bool((loss(values(levels, codes), w, h) < 0.7 * first).all())
     assert bool((levels[:, 1:] >= levels[:, :-1]).all())
+
+
+def test_compiled_loops_find_just_what_plain_ones_do(monkeypatch):
+    """Small integers and powers of two, so that no sum is rounded, in whatever order it is made."""
+    n, k = 70, 1100
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randint(-2, 3, (k, k), generator=generator).float()
+    h = h + h.T
+    h.diagonal().copy_(2.0 ** torch.randint(5, 9, (k,), generator=generator))
+    h.diagonal()[9] = 0
+    w = torch.randint(-64, 65, (n, k), generator=generator) / 64
+    levels = torch.tensor([-1.0, -0.25, 0.125, 0.75]).half() * 2.0 ** torch.randint(-1, 2, (n, 1), generator=generator)
+    codes = torch.randint(0, 4, (n, k), generator=generator).to(torch.uint8)
+    fast = lnq.totals(h, codes, 4), descend(w, h, levels, codes, 3)
+    monkeypatch.setattr(lnq, "compiled", lambda: None)
+    assert torch.equal(fast[0], lnq.totals(h, codes, 4))
+    assert torch.equal(fast[1], descend(w, h, levels, codes, 3))
+    assert 0.1 < float((fast[1] != codes).float().mean()) < 0.9
+    chosen = torch.nn.functional.one_hot(codes[-1].long(), 4).float()
+    assert torch.equal(fast[0][-1], (chosen.T @ h @ chosen).double())
 
 
 def test_levels_are_the_least_squares_of_their_codes():
