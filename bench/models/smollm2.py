@@ -34,8 +34,8 @@ RECIPE = (
     f"channels permuted and turned with seed {SEED} by {PERMUTATION}"
 )
 NOTE = (
-    "SmolLM2-135M-Instruct from a Q4_1 file, dequantized, its channels permuted and turned off the file's grid: a once-quantized baseline, "
-    "so compare differences, not published figures"
+    "SmolLM2-135M-Instruct from a Q4_1 file, dequantized, its channels permuted and turned off the file's grid: "
+    "a once-quantized baseline, so compare differences, not published figures"
 )
 
 
