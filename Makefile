@@ -45,13 +45,13 @@ setup: $(READY) ## environment, embedded models and data (about 5 minutes, 3 GB;
 doctor: $(READY) ## what this machine can run, and how to fix what it cannot (seconds)
 	@$(PY) -m bench doctor
 
-bench: $(READY) ## the main job: every method on real LoRA-adapted models (about 19 minutes on 2 cores; resumes)
+bench: $(READY) ## the main job: 84 methods on MiniLM, 42 on SmolLM2, LoRA-adapted (about 19 minutes on 2 cores; resumes)
 	$(PY) -m bench run default $(SELECT)
 
 bench-quick: $(READY) ## every family on tiny models, results marked QUICK (about a minute)
 	$(PY) -m bench run quick $(SELECT)
 
-bench-full: $(READY) ## QLoRA for every method, three seeds (many hours on 2 cores; resumes)
+bench-full: $(READY) ## every method on both models, QLoRA too, three seeds (many hours on 2 cores; resumes)
 	$(PY) -m bench run full $(SELECT)
 
 bench-peers: $(READY) ## other libraries' quantizers beside ours (needs: .venv/bin/pip install -e '.[peers]'; 3 minutes)
@@ -86,6 +86,7 @@ report: $(READY) ## tables and plots again from the records of OUT (seconds)
 
 readme: $(READY) ## the README's tables and figures from the committed records
 	$(PY) -m bench.reports readme results/cpu-2-cores README.md
+	$(PY) -m tests.paper_claims README.md
 
 # files of tests side by side, one a core, each with one thread, where pytest-xdist is there
 SPREAD = $(shell $(PY) -c 'import os, xdist; print("-n", len(os.sched_getaffinity(0)), "--dist loadfile")' 2>/dev/null)

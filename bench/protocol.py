@@ -1,7 +1,8 @@
 """All sizes of an experiment: how models are adapted, on how much they are judged, how their speed is measured.
 
 The defaults are those of the suite that a two-core machine finishes in under twenty minutes. `QUICK` is for tiny
-models and a smoke run: its figures say that the code runs.
+models and a smoke run: its figures say that the code runs. Calibration is 30 to 70 times smaller than in the papers
+(GPTQ: 128 x 2048 tokens, SqueezeLLM: 100 x 2048), and in the domain of the reviews, not of Wikipedia.
 """
 
 from __future__ import annotations

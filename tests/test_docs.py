@@ -67,6 +67,26 @@ def test_readme_tables_are_those_of_the_committed_records():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_documents_count_the_methods_of_the_default_suite():
+    from bench.catalog import known_names
+    from bench.experiment import expand, find
+    from bench.experiment_file import load
+    from bench.protocol import Protocol
+
+    names = known_names()
+    cells = expand(load(find("default"), names, Protocol), names)
+    beneath = {
+        model: {c.method for c in cells if c.order == "beneath" and c.model == model} for model in ("minilm", "smollm2")
+    }
+    whole = {c.method for c in expand(load(find("full"), names, Protocol), names) if c.order == "beneath"}
+    assert beneath["smollm2"] <= beneath["minilm"] <= whole
+    some, few, every = len(beneath["minilm"]), len(beneath["smollm2"]), len(whole)
+    assert f"{some} methods on MiniLM and {few} of them on SmolLM2" in text("README.md")
+    assert f"`make bench-full` judges all {every} on both" in text("README.md")
+    assert f"{some} of the {every} methods are judged beneath an adapter on MiniLM and {few}" in text("DESIGN.md")
+    assert f"{some} methods on MiniLM, {few} on SmolLM2" in text("Makefile")
+
+
 def test_the_console_command_is_the_module():
     import tomllib
 
