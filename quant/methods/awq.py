@@ -7,7 +7,9 @@ that of least output error tr(dW H dW^T), H = mean x x^T, over some of the rows:
 `clip` each group is then clipped at the share of its largest magnitude, 1 to 0.5 in 20 steps, that leaves the least
 error dw H[g, g] dw^T of its own columns g. Neither is done where the output error of the layer would not fall. What x
 is multiplied with, 1 / s, is stored in float16.
-Source: Lin et al. 2023, arXiv 2306.00978. There queries and keys are not clipped; here the error decides.
+Source: Lin et al. 2023, arXiv 2306.00978. There queries and keys are not clipped; here the error decides. There layers
+that read one input (q, k, v; gate, up) share one s, which folds into the operation before them; here each layer has
+its own: more freedom, for a multiplication of x at run time and 16 bits a column, which are counted.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@
 W8A8 rounds x at the time of the product, each row by its own largest magnitude, see `quant.formats.rounded`; columns
 of x that are much larger than the others take its steps for themselves. a_j is the size of column j of x: the paper
 takes its maximum over the calibration texts, here it is the mean of |x_j|, which the calibration holds; where an
-outlier channel is one for every token, as in language models, both order the columns alike.
+outlier channel is one for every token, as in language models, both order the columns alike. There the layers that read
+one input share one s, which folds into the normalization before them, and the others stay as they are; here every
+layer has its own: more freedom, for a multiplication of x at run time and 16 bits a column, which are counted.
 Source: Xiao et al. 2022 (SmoothQuant), arXiv 2211.10438.
 """
 
