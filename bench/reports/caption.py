@@ -7,12 +7,16 @@ from collections.abc import Iterable, Sequence
 from bench.reports.frames import Record, Row, Run, dig, metric_kind
 from bench.schema import METRICS
 
-__all__ = ["caption", "footer", "sample_sizes", "watermark"]
+__all__ = ["DISTURBANCES", "INTERVALS", "caption", "footer", "sample_sizes", "watermark"]
 
 INTERVALS = (
     "± reaches to the farther end of the 95 % interval (with fewer than 6 samples: to the farthest sample), a lopsided "
     "one is written [low, high]; "
     "≈ marks a difference whose interval contains 0, or a ratio whose interval contains 1"
+)
+DISTURBANCES = (
+    "† marks a ratio of times that may be the machine's doing, whatever its interval: timed on a busy machine, or not "
+    "beyond fp32 against itself"
 )
 
 

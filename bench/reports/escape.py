@@ -19,6 +19,7 @@ TEX = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "≈": r"$\approx$",
+    "†": r"\dag{}",
     "±": r"$\pm$",
     "×": r"$\times$",
     "Δ": r"$\Delta$",
@@ -27,7 +28,7 @@ TEX = {
     "…": r"\dots{}",
     **{c: "\\" + c for c in "&%$#_{}"},
 }
-DRAWN = set("Δ≈…–−×±≤·")  # beyond Latin, what the plots' own texts use
+DRAWN = set("Δ≈†…–−×±≤·")  # beyond Latin, what the plots' own texts use
 
 
 def plain(text: object, longest: int = LONGEST) -> str:

@@ -65,6 +65,7 @@ def cell_of(record: Record) -> tuple[str, str, str, str, str]:
 
 
 RATIO = (("value", ""), ("low", "_low"), ("high", "_high"))
+CONTROL = "control-"
 CELL = ("model", "task", "order", "method", "seed")
 
 
@@ -112,9 +113,14 @@ class Row:
         """How many times faster than the fp32 model: records hold the fp32 model's time over this one's."""
         return self.stat("speed", name)
 
-    def within_noise(self, path: str) -> bool:
-        """Whether the ratio of this path meets that of the baseline to itself, in any seed."""
-        return any(dig(r, "speed", f"{path}_ratio", "within_noise") is True for r in self.records)
+    @property
+    def noisy(self) -> bool:
+        """Whether any seed was timed on a busy machine, or with the baseline far from itself."""
+        return any(dig(r, "speed", "noisy") is True for r in self.records)
+
+    def disturbed(self, path: str) -> bool:
+        """Whether the ratio of this path may be the machine's doing: `noisy`, or it meets the baseline to itself."""
+        return self.noisy or any(dig(r, "speed", f"{path}_ratio", "within_noise") is True for r in self.records)
 
     def items(self, metric: str) -> list[float]:
         """The values of a metric's items, means over the seeds; none unless every seed holds them."""
@@ -137,6 +143,16 @@ class Run:
 
     @cached_property
     def rows(self) -> list[Row]:
+        """Finished rows, without those that serve only to judge a difference."""
+        return [r for r in self._finished if not r.method.startswith(CONTROL)]
+
+    @cached_property
+    def controls(self) -> list[Row]:
+        """Rows of copies of methods and of methods that stand beside a peer only."""
+        return [r for r in self._finished if r.method.startswith(CONTROL)]
+
+    @cached_property
+    def _finished(self) -> list[Row]:
         groups: dict[tuple[str, str, str, str], list[Record]] = {}
         for record in self.records:
             if record.get("status") == "ok":
@@ -169,6 +185,13 @@ class Run:
     def adapted(self) -> str:
         """The text that adapters are judged on: reviews, or the first there is."""
         return "reviews" if "reviews" in self.texts else next(iter(self.texts), "reviews")
+
+    def domain(self, name: str) -> str:
+        """Whether the text of a causal metric is of the kind that calibrations and adapters are gathered on."""
+        text = name.rpartition("_")[2]
+        if metric_kind(name) != "causal" or len(self.texts) < 2:
+            return ""
+        return ", in domain" if text == self.adapted else ", out of domain"
 
     def ranking(self, kind: str) -> tuple[str, Metric]:
         """The metric that ranks the tables of this kind of model in this run."""

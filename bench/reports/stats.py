@@ -5,7 +5,7 @@ half-width, here the distance to the farther end of the interval, keeps two digi
 otherwise, and the value is cut at the same decimal place. A figure without an interval gets a fixed number of
 significant digits. An interval that reaches much farther on one side, or farther than the value though it does not
 contain 0, is written out as `value [low, high]`. A difference whose interval contains 0, or a ratio whose interval
-contains 1, is marked `≈`.
+contains 1, is marked `≈`; a time that the machine disturbed is marked `†`, whatever its interval.
 """
 
 # ruff: noqa: RUF001
@@ -17,10 +17,22 @@ from dataclasses import dataclass, replace
 from statistics import fmean, variance
 from typing import Any
 
-__all__ = ["MISSING", "SAME", "Stat", "estimate_text", "number_or_none", "number_text", "overlap", "pool", "read_stat"]
+__all__ = [
+    "DISTURBED",
+    "MISSING",
+    "SAME",
+    "Stat",
+    "estimate_text",
+    "number_or_none",
+    "number_text",
+    "overlap",
+    "pool",
+    "read_stat",
+]
 
 MISSING = "–"
 SAME = "≈"
+DISTURBED = "†"
 SMALL, LARGE = 1e-3, 1e6  # shown sizes without an exponent
 TWO_DIGITS = 3.545
 LOPSIDED = 2.5  # times as far to one end of an interval as to the other
@@ -137,12 +149,13 @@ def number_text(value: float | None, digits: int = 3, signed: bool = False) -> s
 
 
 def estimate_text(
-    stat: Stat, digits: int = 3, signed: bool = False, neutral: float | None = None, same: bool = False
+    stat: Stat, digits: int = 3, signed: bool = False, neutral: float | None = None, disturbed: bool = False
 ) -> str:
-    """`value ± half-width`, digits limited by the interval; marked where it contains `neutral`, or if `same`."""
+    """`value ± half-width`, digits limited by the interval; `≈` where it contains `neutral`, `†` if `disturbed`."""
     if stat.value is None:
         return MISSING
-    mark = f" {SAME}" if same or (neutral is not None and stat.contains(neutral)) else ""
+    same = neutral is not None and stat.contains(neutral)
+    mark = "".join(f" {sign}" for sign, on in ((SAME, same), (DISTURBED, disturbed)) if on)
     if lopsided(stat):
         ends = ", ".join(number_text(end, 2, signed) for end in (stat.low, stat.high))
         return f"{number_text(stat.value, 2, signed)} [{ends}]{mark}"

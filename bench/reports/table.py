@@ -25,8 +25,9 @@ class Column:
     """How one or three columns of the frame (`key`, `key_low`, `key_high`) are shown in one.
 
     `scale` turns the raw number into the shown one; `signed` writes a plus, and an interval that contains
-    `neutral` (0 for a difference, 1 for a ratio) is marked, as is a figure whose `key_within_noise` is true. In a
-    narrow terminal the columns with the smallest `keep` go first; 9 stays always.
+    `neutral` (0 for a difference, 1 for a ratio) is marked `≈`; a figure whose `key_disturbed` is true is marked `†`,
+    which says nothing of its interval. In a narrow terminal the columns with the smallest `keep` go first; 9 stays
+    always.
     """
 
     heading: str
@@ -45,8 +46,8 @@ class Column:
             return MISSING if raw is None or raw != raw or raw == "" else str(raw)
         value, low, high = (number_or_none(row.get(self.key + end)) for end in ("", "_low", "_high"))
         neutral = 0.0 if self.signed else self.neutral
-        same = bool(row.get(f"{self.key}_within_noise"))
-        return estimate_text(Stat(value, low, high).map(self.scale), self.digits, self.signed, neutral, same)
+        disturbed = bool(row.get(f"{self.key}_disturbed"))
+        return estimate_text(Stat(value, low, high).map(self.scale), self.digits, self.signed, neutral, disturbed)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.reports import terminal_table, write
 from bench.reports.escape import csv_text, markdown_text, plot_text, tex_text
 from bench.reports.frames import Run
-from bench.reports.stats import MISSING, SAME, Stat, estimate_text, number_text, pool
+from bench.reports.stats import DISTURBED, MISSING, SAME, Stat, estimate_text, number_text, pool
 from bench.reports.table import TABLES, Table
 from bench.reports.terminal import fit
 from tests.bench.sample_records import METHODS, record, sample, stat
@@ -68,7 +68,12 @@ def test_every_format_shows_the_number_of_the_frame(run: Run) -> None:
         for line, md_row, tex_row in zip(raw, md[1:], tex[1:], strict=True):
             assert len(md_row) == len(tex_row) == len(made.used())
             for column, md_cell, tex_cell in zip(made.used(), md_row, tex_row, strict=True):
-                plain_tex = tex_cell.replace("$\\pm$", "±").replace("$\\approx$", SAME).replace("--", MISSING)
+                plain_tex = (
+                    tex_cell.replace("$\\pm$", "±")
+                    .replace("$\\approx$", SAME)
+                    .replace("\\dag{}", DISTURBED)
+                    .replace("--", MISSING)
+                )
                 if column.text:
                     continue
                 assert plain_tex == md_cell

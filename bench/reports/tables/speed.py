@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.reports.caption import INTERVALS, caption
+from bench.reports.caption import DISTURBANCES, INTERVALS, caption
 from bench.reports.frames import Row, Run, dig
 from bench.reports.table import Column, Table, put, table
 
@@ -37,10 +37,11 @@ def fill(row: Row) -> dict[str, Any]:
     for path in PATHS:
         put(out, f"{path}_s", row.stat("speed", f"{path}_s"))
         put(out, f"{path}_speedup", row.speedup(f"{path}_ratio"))
-        out[f"{path}_speedup_within_noise"] = row.within_noise(path)
         put(out, f"{path}_speedup_bf16", row.speedup(f"{path}_ratio_bf16"))
+        out[f"{path}_speedup_disturbed"] = row.disturbed(path) and out[f"{path}_speedup"] is not None
+        out[f"{path}_speedup_bf16_disturbed"] = row.noisy and out[f"{path}_speedup_bf16"] is not None
     put(out, "noise", row.stat("speed", "noise"))
-    out["noisy"] = any(dig(r, "speed", "noisy") is True for r in row.records)
+    out["noisy"] = row.noisy
     put(out, "prefill_tokens_per_s", row.stat("speed", "prefill_tokens_per_s"))
     put(out, "quantize_s", row.stat("speed", "quantize_s"))
     for name in ("implementation", "implementation_bf16"):
@@ -76,11 +77,14 @@ def speed(run: Run) -> list[Table]:
     busy = sum(bool(noisy) for noisy in frame["noisy"])
     notes = (
         *(
-            (f"{busy} of {len(rows)} were timed on a busy machine, or with fp32 far from itself: `noisy` in the CSV.",)
+            (
+                f"{busy} of {len(rows)} were timed on a busy machine, or with fp32 far from itself: all their "
+                "ratios are marked †, and the CSV says `noisy`.",
+            )
             * bool(busy)
         ),
         "Speed-ups are over the model in fp32 (× fp32) or in bfloat16 (× bf16) of the same run: above 1 is faster. "
         "In bf16: what is not quantized and the activations are bfloat16. Fp32 over itself: the same model timed twice "
-        f"in the same rounds; ≈ also marks a ratio that meets it. {INTERVALS}.",
+        f"in the same rounds. {INTERVALS}. {DISTURBANCES}.",
     )
     return [Table("speed", "Speed", columns, frame, caption(run, rows), notes)]
