@@ -77,6 +77,23 @@ def test_coded_weights_inside_others_are_read_once_too():
             layer(gaussian(5, 128, seed=1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Narrower(KMeans):
+    """One bit less in every layer but the first."""
+
+    def for_layers(self, weights, calibration=None):
+        return {name: KMeans(self.bits - (i > 0)) for i, name in enumerate(weights)}
+
+
+def test_the_coder_is_the_one_asked_for_and_the_methods_those_fitted_to_each_layer():
+    w = gaussian(24, 128)
+    assert {c: EntropyCoded(KMeans(4), c).quantize(w).nbytes for c in ("ans", "huffman")} == {
+        c: coded(KMeans(4).quantize(w), c).nbytes for c in ("ans", "huffman")
+    }
+    fitted = EntropyCoded(Narrower(4), "huffman").for_layers({"a": w, "b": w})
+    assert [(m.inner.bits, m.coder) for m in fitted.values()] == [(4, "huffman"), (3, "huffman")]
+
+
 def test_formats_without_a_codebook_are_refused():
     with pytest.raises(UnsupportedError, match="'affine' has no codebook"):
         EntropyCoded(METHODS["uniform-int4-g64"]).quantize(W[:8])

@@ -74,6 +74,13 @@ def test_bits_and_groups() -> None:
     assert HIGGS(4).quantize(gaussian(8, 576)).inner.group == 64
 
 
+def test_the_seed_decides_the_rotation() -> None:
+    w = gaussian(8, 128)
+    one, same, other = (HIGGS(4, seed=s).quantize(w).decode() for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
 # --- pairs --------------------------------------------------------------------------------------------------------
 
 

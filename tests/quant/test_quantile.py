@@ -21,6 +21,14 @@ def test_uniform_weights_are_cut_evenly_and_used_evenly():
     assert float((share - 1 / 8).abs().max()) < 5e-3
 
 
+def test_levels_are_shares_of_the_largest_of_a_group_whatever_its_size():
+    w = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    sizes = 2.0 ** torch.arange(64)[:, None].remainder(8)  # rows of many sizes, each with its own scale
+    plain, scaled = (Quantile(4, "channel", "float32").quantize(x) for x in (w, w * sizes))
+    assert torch.equal(plain.levels, scaled.levels)
+    assert torch.equal(plain.decode() * sizes, scaled.decode())
+
+
 def test_gaussian_error_lies_above_the_optimum():
     w = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
     error = {m: float((METHODS[m].quantize(w).decode() - w).square().mean()) for m in ("quantile-4bit-g64", "nf4-g64")}
