@@ -54,7 +54,7 @@ bench-quick: $(READY) ## every family on tiny models, results marked QUICK (abou
 bench-full: $(READY) ## every method on both models, QLoRA too, three seeds (many hours on 2 cores; resumes)
 	$(PY) -m bench run full $(SELECT)
 
-bench-peers: $(READY) ## other libraries' quantizers beside ours (needs: .venv/bin/pip install -e '.[peers]'; 3 minutes)
+bench-peers: $(READY) ## other libraries' quantizers beside ours (needs: .venv/bin/pip install -e '.[peers]'; 6 minutes)
 	$(PY) -m bench run peers $(SELECT)
 
 bench-rates: $(READY) ## every method at its measured bits against the rate-distortion bound (under a minute; resumes)

@@ -20,10 +20,10 @@ def known_names() -> Names:
     from bench.models import SOURCES
     from bench.tasks import TASKS
     from quant import METHODS
-    from quant.peers import PEERS
+    from quant.peers import CONTROLS, PEERS
 
     models = tuple(f"{source.name}:" if source.takes else source.name for source in SOURCES.values())
-    return Names((*METHODS, *PEERS), models, {name: task.kind for name, task in TASKS.items()})
+    return Names((*METHODS, *PEERS, *CONTROLS), models, {name: task.kind for name, task in TASKS.items()})
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,8 @@
 
 Comma-separated shell patterns (`fnmatch`, case matters). A leading '-' takes names out again; patterns apply from left
 to right, and a list that begins with '-' begins from everything. The result keeps the order of the known names. Other
-libraries' methods, "peer-...", are chosen only by patterns that begin so: what is installed does not change a suite.
+libraries' methods, "peer-...", and the controls beside them, "control-...", are chosen only by patterns that begin so:
+what is installed does not change a suite.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bench.errors import UsageError
 
 __all__ = ["matches", "seeds", "select", "split"]
 
-PEER = "peer-"
+APART = ("peer-", "control-")
 FEW = 12  # so many names an error can list
 
 
@@ -33,7 +34,7 @@ def select(option: str, patterns: Sequence[str], known: Iterable[str], noun: str
     `option` is what the reader typed, such as "--methods" or "suite.toml:14: methods"; `noun` is the plural.
     """
     names = list(dict.fromkeys(known))
-    everything = {name for name in names if not name.startswith(PEER)}
+    everything = {name for name in names if not name.startswith(APART)}
     chosen: set[str] = everything if patterns and patterns[0].startswith("-") else set()
     for pattern in patterns:
         wanted = pattern.removeprefix("-")
@@ -50,7 +51,7 @@ def select(option: str, patterns: Sequence[str], known: Iterable[str], noun: str
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether `patterns` choose `name`, without the check that each pattern is of use."""
-    chosen = bool(patterns) and patterns[0].startswith("-") and not name.startswith(PEER)
+    chosen = bool(patterns) and patterns[0].startswith("-") and not name.startswith(APART)
     for pattern in patterns:
         if _fits(name, pattern.removeprefix("-")):
             chosen = not pattern.startswith("-")
@@ -58,8 +59,8 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Whether `pattern` matches `name`; a peer's name, "peer-...", only where the pattern begins so."""
-    return fnmatchcase(name, pattern) and (pattern.startswith(PEER) or not name.startswith(PEER))
+    """Whether `pattern` matches `name`; the name of a peer or a control only where the pattern begins so."""
+    return fnmatchcase(name, pattern) and (pattern.startswith(APART) or not name.startswith(APART))
 
 
 def seeds(text: str) -> tuple[int, ...]:

@@ -1,11 +1,23 @@
 """Other libraries' quantizers as methods of this suite: same weights, same metrics, same tables, marked as peers.
 
 A peer is there where its library is installed (`pip install -e '.[peers]'`), under a name that begins with "peer-".
-Each file names the method of this suite that it is held against.
+Each file names the method of this suite that it is held against, and what differs at the same settings. `controls`
+holds what is measured only to judge a difference.
 """
 
-from quant.peers.base import PEERS, Peer, find_method, installed
+from quant.peers.base import CONTROLS, PEERS, Peer, find_method, installed
 
-from quant.peers import bitsandbytes, hqq, quanto, torchao  # isort: skip  (peers register themselves)
+from quant.peers import bitsandbytes, controls, hqq, quanto, torchao  # isort: skip  (peers register themselves)
 
-__all__ = ["PEERS", "Peer", "bitsandbytes", "find_method", "hqq", "installed", "quanto", "torchao"]
+__all__ = [
+    "CONTROLS",
+    "PEERS",
+    "Peer",
+    "bitsandbytes",
+    "controls",
+    "find_method",
+    "hqq",
+    "installed",
+    "quanto",
+    "torchao",
+]

@@ -1,31 +1,47 @@
-"""What a peer is, and the table of those that are installed."""
+"""What a peer is, and the tables of those that are installed and of the controls beside them."""
 
 from __future__ import annotations
 
 import difflib
+from abc import abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
 from quant.core import METHODS, Quantizer
 
-__all__ = ["PEERS", "Peer", "find_method", "installed", "register"]
+__all__ = ["CONTROLS", "PEERS", "Peer", "find_method", "installed", "register", "register_control"]
 
 PREFIX = "peer-"
+CONTROL = "control-"
 PEERS: dict[str, Peer] = {}
+CONTROLS: dict[str, Quantizer] = {}
 
 
 @dataclass(frozen=True)
 class Peer(Quantizer):
-    """A quantizer of another library; `ours` is the method of this suite at the same settings."""
+    """A quantizer of another library; `ours` is the method of this suite at the same settings.
+
+    `differs` says what is known to differ all the same, for a reader whom a difference in the figures surprises.
+    `beside` are methods of this suite at other settings that are shown too. `code_bits` is the width of a code, which
+    a library may store in more.
+    """
 
     ours: str = ""
+    beside: tuple[str, ...] = ()
+    differs: str = ""
 
     package: ClassVar[str] = ""
 
+    @property
+    @abstractmethod
+    def code_bits(self) -> int:
+        """Bits that tell the codes of one weight apart."""
+
     def settings(self) -> dict[str, Any]:
-        """As of every quantizer, and which version of the library runs."""
-        return super().settings() | {"package": self.package, "version": installed(self.package)}
+        """As of every quantizer, the width of a code, and which version of the library runs."""
+        known = {"code_bits": self.code_bits, "package": self.package, "version": installed(self.package)}
+        return super().settings() | known
 
 
 def installed(package: str) -> str:
@@ -44,9 +60,16 @@ def register(name: str, peer: Peer) -> None:
         PEERS[name] = peer
 
 
+def register_control(name: str, control: Quantizer) -> None:
+    """Enter `control`, a method of this suite that serves comparisons only, in `CONTROLS`."""
+    if not name.startswith(CONTROL):
+        raise ValueError(f"the name of a control begins with {CONTROL!r}, got {name!r}")
+    CONTROLS[name] = control
+
+
 def find_method(name: str) -> Quantizer:
-    """The method or peer `name`; ValueError names the nearest ones, or the extra that installs peers."""
-    found = METHODS.get(name) or PEERS.get(name)
+    """The method, peer or control `name`; ValueError names the nearest ones, or the extra that installs peers."""
+    found = METHODS.get(name) or PEERS.get(name) or CONTROLS.get(name)
     if found is None and name.startswith(PREFIX):
         raise ValueError(
             f"unknown peer {name!r}; installed: {', '.join(PEERS) or 'none'}. Install them: pip install -e '.[peers]'"

@@ -27,6 +27,10 @@ class FourBit(Peer):
     idea = "bitsandbytes' 4-bit blocks"
 
     @property
+    def code_bits(self) -> int:
+        return 4
+
+    @property
     def family(self) -> str:
         return "double quantization" if self.nested else "nf4" if self.table == "nf4" else "non-uniform"
 
@@ -63,6 +67,10 @@ class Int8(Peer):
     idea = "bitsandbytes' row-wise int8"
 
     @property
+    def code_bits(self) -> int:
+        return 8
+
+    @property
     def family(self) -> str:
         return "uniform"
 
@@ -79,6 +87,8 @@ class Int8(Peer):
 
 
 register("peer-bnb-nf4", FourBit(ours="nf4-g64"))
-register("peer-bnb-nf4-dq", FourBit(nested=True, ours="nf4-g64-dq"))
+_NESTED = "its CPU build finds the 8-bit codes of the scales through a table; ours are the nearest"
+_ROWS = "it rounds the weight to float16 first and keeps its scales in float32; ours are in float16"
+register("peer-bnb-nf4-dq", FourBit(nested=True, ours="nf4-g64-dq", differs=_NESTED))
 register("peer-bnb-fp4", FourBit(table="fp4", ours="fp4-bnb-g64"))
-register("peer-bnb-int8", Int8(ours="uniform-int8-channel"))
+register("peer-bnb-int8", Int8(ours="uniform-int8-channel", differs=_ROWS))

@@ -27,6 +27,10 @@ class HQQLibrary(Peer):
     idea = "the hqq library's own half-quadratic quantization"
 
     @property
+    def code_bits(self) -> int:
+        return self.bits
+
+    @property
     def family(self) -> str:
         return "uniform"
 
@@ -52,5 +56,9 @@ class HQQLibrary(Peer):
         return Foreign.made(weight, self.package, [("codes", codes), ("scales", scale), ("zeros", zero)], decode)
 
 
+_ROUNDING = (
+    "it chooses codes against scales and zeros in float32 and then rounds those to float16, ours against the rounded "
+    "ones; it stops all groups at one round, ours keeps the best round of each group"
+)
 for _bits in (4, 3, 2):
-    register(f"peer-hqq-{_bits}bit", HQQLibrary(bits=_bits, ours=f"hqq-int{_bits}-g64"))
+    register(f"peer-hqq-{_bits}bit", HQQLibrary(bits=_bits, ours=f"hqq-int{_bits}-g64", differs=_ROUNDING))

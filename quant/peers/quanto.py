@@ -28,6 +28,10 @@ class Quanto(Peer):
     idea = "optimum-quanto's weights"
 
     @property
+    def code_bits(self) -> int:
+        return self.bits
+
+    @property
     def family(self) -> str:
         return "uniform"
 
@@ -59,7 +63,16 @@ class Quanto(Peer):
         return Foreign.made(weight, self.package, parts, decode)
 
 
-register("peer-quanto-int8", Quanto(bits=8, ours="uniform-int8-channel"))
-register("peer-quanto-int4", Quanto(ours="uniform-int4-asym-g64"))
-register("peer-quanto-int4-hqq", Quanto(optimizer="hqq", ours="hqq-int4-g64"))
-register("peer-quanto-int2", Quanto(bits=2, ours="uniform-int2-asym-g64"))
+_HALF = "it rounds the weight to float16 first"
+_SHIFT = f"{_HALF}, and its shift is a float16 in units of the weight, ours in units of codes"
+_STOP = f"{_SHIFT}; it stops all groups at one round, ours keeps the best round of each group"
+register("peer-quanto-int8", Quanto(bits=8, ours="uniform-int8-channel", differs=_HALF))
+register(
+    "peer-quanto-int4",
+    Quanto(ours="uniform-int4-float-zero-g64", beside=("uniform-int4-asym-g64",), differs=_SHIFT),
+)
+register("peer-quanto-int4-hqq", Quanto(optimizer="hqq", ours="hqq-int4-g64", differs=_STOP))
+register(
+    "peer-quanto-int2",
+    Quanto(bits=2, ours="control-int2-float-zero-g64", beside=("uniform-int2-asym-g64",), differs=_SHIFT),
+)

@@ -1,6 +1,7 @@
-"""The torchao library: row-wise int8, and NF4 in blocks of 64 with its own double quantization.
+"""The torchao library: row-wise int8, int4 in groups, and NF4 in blocks of 64 with its own double quantization.
 
-On a CPU torchao holds 4-bit integers in whole bytes, and they are counted so.
+Its layout of 4-bit integers that a CPU can use has whole bytes, and they are counted so; `code_bits` says what of them
+is needed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class TorchAO(Peer):
     package = "torchao"
     source = "torchao, quantize_"
     idea = "torchao's weight-only integers"
+
+    @property
+    def code_bits(self) -> int:
+        return self.bits
 
     @property
     def family(self) -> str:
@@ -68,6 +73,10 @@ class TorchAONF4(Peer):
     idea = "torchao's NF4 with double quantization"
 
     @property
+    def code_bits(self) -> int:
+        return 4
+
+    @property
     def family(self) -> str:
         return "double quantization"
 
@@ -100,6 +109,17 @@ class TorchAONF4(Peer):
         )
 
 
-register("peer-torchao-int8", TorchAO(ours="uniform-int8-channel"))
-register("peer-torchao-int4-g64", TorchAO(bits=4, group=64, ours="searched-int4-g64"))
-register("peer-torchao-nf4-dq", TorchAONF4(ours="nf4-g64-dq-int8"))
+_STEP = "its step is max / {} over all {} codes and may clip the largest weight; ours is max / {} over {} codes"
+_NESTED = "its scales are int8 about the mean of all, ours have a zero point a block"
+register("peer-torchao-int8", TorchAO(ours="uniform-int8-channel", differs=_STEP.format("127.5", 256, 127, 255)))
+register(
+    "peer-torchao-int4-g64",
+    TorchAO(
+        bits=4,
+        group=64,
+        ours="uniform-int4-g64",
+        beside=("searched-int4-g64",),
+        differs=_STEP.format("7.5", 16, 7, 15),
+    ),
+)
+register("peer-torchao-nf4-dq", TorchAONF4(ours="nf4-g64-dq-int8", differs=_NESTED))

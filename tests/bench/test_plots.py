@@ -126,6 +126,25 @@ def test_points_have_the_colour_of_their_family(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("styled")
+@pytest.mark.parametrize("name", ["pareto-causal", "pareto-encoder"])
+def test_what_another_library_made_is_hollow_and_the_legend_says_so(name: str) -> None:
+    def rings(records: list[dict[str, object]]) -> tuple[int, int, list[str]]:
+        drawn = PLOTS[name](Run(records))
+        assert drawn is not None
+        points = [c for axes in drawn.figure.axes for c in axes.collections if len(c.get_offsets()) == 1]
+        hollow = sum(len(c.get_facecolor()) == 0 for c in points)
+        return hollow, len(points), [t.get_text() for t in drawn.figure.legends[0].get_texts()]
+
+    ours = [r for r in sample() if r["cell"]["order"] == "beneath"]
+    theirs = [r | {"cell": r["cell"] | {"method": "peer-" + r["cell"]["method"]}} for r in ours]
+    hollow, points, texts = rings(ours)
+    assert (hollow, "hollow: another library's" in texts) == (0, False)
+    both, all_points, texts = rings([*ours, *theirs])
+    assert both == points == all_points - points
+    assert "hollow: another library's" in texts
+
+
+@pytest.mark.usefixtures("styled")
 @pytest.mark.parametrize("name", ["pareto-causal", "pareto-encoder", "adapting"])
 def test_names_of_points_do_not_overlap_and_stay_inside(name: str) -> None:
     drawn = PLOTS[name](Run(sample()))

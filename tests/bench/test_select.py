@@ -63,9 +63,11 @@ def test_seeds():
 
 
 def test_what_other_libraries_are_installed_does_not_change_a_suite():
-    both = (*KNOWN, "peer-hqq-4bit", "peer-bnb-nf4")
+    both = (*KNOWN, "peer-hqq-4bit", "peer-bnb-nf4", "control-nf4-moved-1")
     for patterns in (["*"], ["-uniform*"], ["*4*", "-fp32"]):
         assert select("--methods", patterns, both, "methods") == select("--methods", patterns, KNOWN, "methods")
         assert [n for n in both if matches(n, patterns)] == [n for n in KNOWN if matches(n, patterns)]
     assert select("--methods", ["peer-*", "-peer-hqq*"], both, "methods") == ["peer-bnb-nf4"]
+    assert select("--methods", ["control-*"], both, "methods") == ["control-nf4-moved-1"]
     assert matches("peer-hqq-4bit", ["peer-*"])
+    assert not matches("control-nf4-moved-1", ["*moved*"])

@@ -30,6 +30,7 @@ from bench.reports.tables.methods import key_of
 TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8, 12, 16, 32)
 NEAR_FOUR = (3.9, 4.75)
 STAIR: dict[str, Any] = {"color": "#777777", "lw": 1.1, "ls": "--"}
+RING: dict[str, Any] = {"color": "#777777", "marker": "o", "ls": "", "ms": 9, "mfc": "none", "mew": 1.3}
 NOTABLE = ("nf4", "double quantization", "none")
 
 
@@ -56,15 +57,25 @@ def points_of(rows: list[Row], losses: list[Stat]) -> list[Point]:
 
 
 def scatter(axes: Axes, points: list[Point], log: bool) -> None:
-    """Points in their family's colour and marker, with intervals."""
+    """Points in their family's colour and marker, with intervals; another library's are rings about ours."""
     for point in points:
         colour, shape = style.color(point.row.family), style.marker(point.row.family)
         low, high = point.stat.low, point.stat.high
         if low is not None and high is not None:
             floor = point.loss / 1e3 if log else low
             axes.plot([point.bits] * 2, [max(low, floor), high], color=colour, lw=1.2, alpha=0.55, zorder=2)
+        if is_peer(point.row):
+            axes.scatter(
+                point.bits, point.loss, s=95, facecolors="none", marker=shape, edgecolors=colour, lw=1.3, zorder=5
+            )
+            continue
         size = 110 if shape == "*" else 40
         axes.scatter(point.bits, point.loss, s=size, c=colour, marker=shape, edgecolors="white", lw=0.6, zorder=4)
+
+
+def is_peer(row: Row) -> bool:
+    """Whether another library made these weights."""
+    return row.method.startswith("peer-")
 
 
 def stair(axes: Axes, front: list[Point]) -> None:
@@ -133,6 +144,8 @@ def pareto(run: Run, kind: str) -> Plot | None:
         _fold(panels[-1], lower)
     panels[-1].set_xlabel("stored bits per quantized weight (log scale)")
     entries = [*style.handles({p.row.family for p in (*upper, *lower)}), Line2D([], [], **STAIR, label="Pareto front")]
+    if any(is_peer(p.row) for p in (*upper, *lower)):
+        entries.append(Line2D([], [], **RING, label="hollow: another library's"))
     title = f"Quality lost against size: {', '.join(sorted({plot_text(r.model) for r in rows}))}"
     style.legend(figure, title, entries)
     figure.supxlabel(" \n ", fontsize=style.SMALL)  # room for the footer: the layout must be final for the labels
