@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kernels import affine, codebook
 from kernels.checks import check_dtype
-from kernels.decoding import planes_of, scales_at, table_of, units_of
+from kernels.decoding import row_planes, scales_at, table_of, units_of
 from kernels.examples import affine_examples, affine_sized, codebook_examples, codebook_sized
 from kernels.gemv import shares
 from kernels.launchers import weight_arguments
@@ -34,7 +34,7 @@ from kernels.partials import add_up
 from kernels.small import row_block
 from kernels.tuning import Kernel, Launch
 
-__all__ = ["OPERATIONS", "affine_grad", "codebook_grad"]
+__all__ = ["OPERATIONS", "affine_grad", "codebook_grad", "multiply_back", "turned"]
 
 Group = int | str
 
@@ -67,7 +67,7 @@ def codebook_grad(
     The weight is given as to `codebook_matmul`, with the same errors; `k` is its number of columns, which the packed
     codes do not tell.
     """
-    return _multiply(dy, weight_arguments(codes, levels, scale, None, _shape(codes, k), bits, group, rows))
+    return multiply_back(dy, weight_arguments(codes, levels, scale, None, _shape(codes, k), bits, group, rows))
 
 
 def affine_grad(
@@ -77,14 +77,14 @@ def affine_grad(
 
     The weight is given as to `affine_matmul`, with the same errors; `k` is its number of columns.
     """
-    return _multiply(dy, weight_arguments(codes, None, scale, zero, _shape(codes, k), bits, group, 0))
+    return multiply_back(dy, weight_arguments(codes, None, scale, zero, _shape(codes, k), bits, group, 0))
 
 
 def _shape(codes: Tensor, k: int) -> tuple[int, int]:
     return (len(codes) if codes.ndim else 0, k)
 
 
-def _multiply(dy: Tensor, weight: Mapping[str, Any]) -> Tensor:
+def multiply_back(dy: Tensor, weight: Mapping[str, Any]) -> Tensor:
     """dy [..., n] @ w -> [..., k]; nothing is launched for an empty batch."""
     check_dtype("dy", dy.dtype)
     n, k = weight["n"], weight["k"]
@@ -149,6 +149,7 @@ def _grad(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
     NEST: tl.constexpr,
     PTX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -165,8 +166,8 @@ def _grad(
     compute = tl.float32 if UPCAST else dy_ptr.dtype.element_ty
     unit = compute if PTX else tl.float32
     centre: tl.constexpr = 1 << (BITS - 1)
-    table = table_of(levels_ptr, n_levels, BITS, unit)
-    planes = planes_of(levels_ptr, n_levels, unit, PTX)
+    table = table_of(levels_ptr, n_levels, BITS, unit, PAIRS)
+    planes = row_planes(levels_ptr, 0, n, n_levels, unit, 0, PTX, PAIRS)
     acc = tl.full((BLOCK_M, BLOCK_K), 0.0, tl.float32)
     for first in range(split * share, tl.minimum(n, split * share + share), BLOCK_N):
         row = first + tl.arange(0, BLOCK_N)
@@ -174,7 +175,7 @@ def _grad(
         dy = tl.load(dy_at, mask=(out_row[:, None] < m) & (row[None, :] < n), other=0.0).to(compute)
         w = units_of(
             codes_ptr, levels_ptr, table, planes, row, start, n, row_bytes, n_levels,
-            BITS, ROWS, PTX, centre, unit, BLOCK_N, BLOCK_K,
+            BITS, ROWS, PTX, centre, unit, BLOCK_N, BLOCK_K, PAIRS,
         ).to(tl.float32)  # fmt: skip
         at = row.to(tl.int64)[:, None] * side_row
         inside = row[:, None] < n
@@ -197,11 +198,11 @@ GRAD = Kernel(
     _grad,
     configs=tuple(triton.Config({}, num_warps=4, num_stages=stages) for stages in (3, 4, 2)),
     slow=triton.Config({}),
-    key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M"),
+    key=("n", "k", "BITS", "GROUP", "ROWS", "PAIRS", "NEST", "BLOCK_M"),
 )
 
 
-def _turned(example: Example) -> Example:
+def turned(example: Example) -> Example:
     """The example of a product as one of its gradient: dy [m, n] drawn anew, strided where x was."""
     arguments = dict(example.arguments)
     x: Tensor = arguments.pop("x")
@@ -212,11 +213,11 @@ def _turned(example: Example) -> Example:
 
 
 def _codebook_examples(dtype: torch.dtype, device: str) -> Iterator[Example]:
-    return map(_turned, codebook_examples(dtype, device, product=True, nested=True))
+    return map(turned, codebook_examples(dtype, device, product=True, nested=True))
 
 
 def _affine_examples(dtype: torch.dtype, device: str) -> Iterator[Example]:
-    return map(_turned, affine_examples(dtype, device, product=True, nested=True))
+    return map(turned, affine_examples(dtype, device, product=True, nested=True))
 
 
 OPERATIONS = (
@@ -227,7 +228,7 @@ OPERATIONS = (
         reference=codebook_reference,
         triton=codebook_grad,
         examples=_codebook_examples,
-        sized=lambda m, n, k, dtype, device: _turned(codebook_sized(m, n, k, dtype, device, product=True)),
+        sized=lambda m, n, k, dtype, device: turned(codebook_sized(m, n, k, dtype, device, product=True)),
         tolerance=MULTIPLIED,
     ),
     Op(
@@ -237,7 +238,7 @@ OPERATIONS = (
         reference=affine_reference,
         triton=affine_grad,
         examples=_affine_examples,
-        sized=lambda m, n, k, dtype, device: _turned(affine_sized(m, n, k, dtype, device, product=True)),
+        sized=lambda m, n, k, dtype, device: turned(affine_sized(m, n, k, dtype, device, product=True)),
         tolerance=MULTIPLIED,
     ),
 )

@@ -11,9 +11,20 @@ from torch import Tensor
 
 from kernels.packing import packed_bytes
 
-__all__ = ["check_codes", "check_dtype", "check_side", "check_x", "group_size", "row_stride", "side_shape", "spread"]
+__all__ = [
+    "check_codes",
+    "check_dtype",
+    "check_side",
+    "check_x",
+    "group_size",
+    "row_stride",
+    "side_shape",
+    "spread",
+    "unread_block",
+]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LARGEST = 64  # rows or columns of a block of a block-sparse weight
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
@@ -68,6 +79,13 @@ def side_shape(shape: tuple[int, int], group: int | str) -> tuple[int, int]:
 def spread(value: Tensor, k: int, group: int | str) -> Tensor:
     """Scales or zeros as one value a weight, broadcastable to [n, k]."""
     return value.repeat_interleave(group, dim=1)[:, :k] if isinstance(group, int) else value
+
+
+def unread_block(height: int, width: int) -> str:
+    """Why the kernels do not read blocks of `height` x `width` weights; empty where they do."""
+    if height * width >= 8 and all(0 < side <= LARGEST and not side & (side - 1) for side in (height, width)):
+        return ""
+    return f"blocks must be powers of two up to {LARGEST}, of 8 weights or more, got {height} x {width}"
 
 
 def group_size(k: int, group: int | str) -> int:

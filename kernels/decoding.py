@@ -1,12 +1,13 @@
 """How a tile of a packed weight becomes numbers inside a kernel: codes, their values before the scale, and the scales.
 
     value = levels[i // rows, code]   from a table            value = code - 2**(bits - 1)   on a uniform grid
+    values 2 j, 2 j + 1 = levels[code j]   from a table of pairs
 
 Two ways of 4 bits are written in PTX for NVIDIA's 16-bit products (`PTX`), eight codes a 32-bit word; elsewhere the
 same values come from Triton's own operations. A table of 16 half-precision levels, the weight's or its row's, lies in
 eight registers, a plane of high and one of low bytes; PRMT picks four bytes at a time by the low three bits of each
-code and then by its top bit. On a uniform grid the code is put into the mantissa of 1024 (float16) or 128 (bfloat16)
-and that number is taken off again.
+code and then by its top bit; a table of pairs is two such tables. On a uniform grid the code is put into the mantissa
+of 1024 (float16) or 128 (bfloat16) and that number is taken off again.
 The functions here are Triton's; they are called from the kernels of other modules.
 Sources: PTX ISA, `prmt`; Kim et al. 2022 (mantissa trick), arXiv 2211.10017, section 4.2.
 """
@@ -44,52 +45,68 @@ def codes_of(codes_ptr, row, start, n, row_bytes, BITS: tl.constexpr, BLOCK_N: t
 
 
 @triton.jit
-def table_of(levels_ptr, n_levels, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    # the first table [2**BITS] in DTYPE, 0 beyond its levels; one zero where there are no levels
+def table_of(levels_ptr, n_levels, BITS: tl.constexpr, DTYPE: tl.constexpr, PAIRS: tl.constexpr = False):
+    # the first table [2**BITS], or that of pairs [2 * 2**BITS], in DTYPE, 0 beyond its levels; one zero without levels
     if levels_ptr is None:
         table = tl.full((1,), 0.0, DTYPE)
     else:
-        entry = tl.arange(0, 1 << BITS)
-        table = tl.load(levels_ptr + entry, mask=entry < n_levels, other=0.0).to(DTYPE)
+        each: tl.constexpr = 2 if PAIRS else 1
+        entry = tl.arange(0, each << BITS)
+        table = tl.load(levels_ptr + entry, mask=entry < each * n_levels, other=0.0).to(DTYPE)
     return table
 
 
 @triton.jit
-def _level_bits(levels_ptr, i, n_levels, DTYPE: tl.constexpr):
+def _level_bits(levels_ptr, i, n_levels, DTYPE: tl.constexpr, STEP: tl.constexpr):
     # the 16 bits of level i in DTYPE, as int32
-    level = tl.load(levels_ptr + i, mask=i < n_levels, other=0.0).to(DTYPE)
+    level = tl.load(levels_ptr + STEP * i, mask=i < n_levels, other=0.0).to(DTYPE)
     return level.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
 
 
 @triton.jit
-def _four(levels_ptr, i, n_levels, DTYPE: tl.constexpr):
+def _four(levels_ptr, i, n_levels, DTYPE: tl.constexpr, STEP: tl.constexpr):
     # the high and the low bytes of levels i .. i + 3, a word each
-    a = _level_bits(levels_ptr, i, n_levels, DTYPE)
-    b = _level_bits(levels_ptr, i + 1, n_levels, DTYPE)
-    c = _level_bits(levels_ptr, i + 2, n_levels, DTYPE)
-    d = _level_bits(levels_ptr, i + 3, n_levels, DTYPE)
+    a = _level_bits(levels_ptr, i, n_levels, DTYPE, STEP)
+    b = _level_bits(levels_ptr, i + 1, n_levels, DTYPE, STEP)
+    c = _level_bits(levels_ptr, i + 2, n_levels, DTYPE, STEP)
+    d = _level_bits(levels_ptr, i + 3, n_levels, DTYPE, STEP)
     low = (a & 255) | ((b & 255) << 8) | ((c & 255) << 16) | (d << 24)
     high = (a >> 8) | (b & 0xFF00) | ((c & 0xFF00) << 8) | ((d & 0xFF00) << 16)
     return high, low
 
 
 @triton.jit
-def planes_of(levels_ptr, n_levels, DTYPE: tl.constexpr, WANTED: tl.constexpr):
-    # a table of 16 levels as eight words: four of high bytes, four of low bytes; zeros where it is not WANTED
+def planes_of(levels_ptr, n_levels, DTYPE: tl.constexpr, WANTED: tl.constexpr, STEP: tl.constexpr = 1):
+    # a table of 16 levels, STEP apart, as eight words: four of high bytes, four of low bytes; zeros if not WANTED
     if WANTED and levels_ptr is not None:
-        h0, l0 = _four(levels_ptr, 0, n_levels, DTYPE)
-        h1, l1 = _four(levels_ptr, 4, n_levels, DTYPE)
-        h2, l2 = _four(levels_ptr, 8, n_levels, DTYPE)
-        h3, l3 = _four(levels_ptr, 12, n_levels, DTYPE)
+        h0, l0 = _four(levels_ptr, 0, n_levels, DTYPE, STEP)
+        h1, l1 = _four(levels_ptr, 4, n_levels, DTYPE, STEP)
+        h2, l2 = _four(levels_ptr, 8, n_levels, DTYPE, STEP)
+        h3, l3 = _four(levels_ptr, 12, n_levels, DTYPE, STEP)
     else:
         h0, h1, h2, h3, l0, l1, l2, l3 = 0, 0, 0, 0, 0, 0, 0, 0
     return h0, h1, h2, h3, l0, l1, l2, l3
 
 
 @triton.jit
-def row_planes(levels_ptr, row, n, n_levels, DTYPE: tl.constexpr, ROWS: tl.constexpr, WANTED: tl.constexpr):
-    # `planes_of` the tables of rows row[BLOCK_N]: words [BLOCK_N, 1] where ROWS rows share a table, else scalars
-    if WANTED and levels_ptr is not None and ROWS != 0:
+def row_planes(
+    levels_ptr,
+    row,
+    n,
+    n_levels,
+    DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WANTED: tl.constexpr,
+    PAIRS: tl.constexpr = False,
+):
+    # `planes_of` the tables of rows row[BLOCK_N]: words [BLOCK_N, 1] where ROWS rows share a table, else scalars; of
+    # PAIRS those of the first and of the second values
+    if WANTED and PAIRS:
+        planes = (
+            planes_of(levels_ptr, n_levels, DTYPE, WANTED, 2),
+            planes_of(levels_ptr + 1, n_levels, DTYPE, WANTED, 2),
+        )
+    elif WANTED and levels_ptr is not None and ROWS != 0:
         at = (tl.minimum(row, n - 1) // ROWS).to(tl.int64)[:, None] * n_levels
         planes = planes_of(levels_ptr + at, tl.full(at.shape, 0, tl.int32) + n_levels, DTYPE, WANTED)
     else:
@@ -206,19 +223,30 @@ def units_of(
     DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PAIRS: tl.constexpr = False,
 ):
     # the weight before its scale and zero, [BLOCK_N, BLOCK_K] in DTYPE; finite, and of no meaning, outside [n, k];
-    # on a uniform grid code - CENTRE, which PTX takes to be 8
+    # on a uniform grid code - CENTRE, which PTX takes to be 8; of PAIRS a code is two columns
     if PTX:
-        at = start // 2 + tl.arange(0, BLOCK_K // 2)[None, :]
+        each: tl.constexpr = 4 if PAIRS else 2  # weights of a byte
+        at = start // each + tl.arange(0, BLOCK_K // each)[None, :]
         base = codes_ptr + row.to(tl.int64)[:, None] * row_bytes
         packed = tl.load(base + at, mask=(row[:, None] < n) & (at < row_bytes), other=0)
-        if levels_ptr is None:
-            first, second = _centred(packed, DTYPE)
+        if PAIRS:
+            a, c = _looked_up(packed, planes[0])
+            b, d = _looked_up(packed, planes[1])
+            both = tl.join(tl.join(a, c), tl.join(b, d)).to(DTYPE, bitcast=True)
         else:
-            first, second = _looked_up(packed, planes)
-        both = tl.join(first.to(DTYPE, bitcast=True), second.to(DTYPE, bitcast=True))
+            if levels_ptr is None:
+                first, second = _centred(packed, DTYPE)
+            else:
+                first, second = _looked_up(packed, planes)
+            both = tl.join(first.to(DTYPE, bitcast=True), second.to(DTYPE, bitcast=True))
         w = tl.reshape(both, (BLOCK_N, BLOCK_K))
+    elif PAIRS:
+        code = codes_of(codes_ptr, row, start // 2, n, row_bytes, BITS, BLOCK_N, BLOCK_K // 2)
+        at = 2 * code[:, :, None] + tl.arange(0, 2)[None, None, :]
+        w = tl.reshape(tl.gather(table, tl.reshape(at, (BLOCK_N * BLOCK_K,)), 0), (BLOCK_N, BLOCK_K))
     else:
         code = codes_of(codes_ptr, row, start, n, row_bytes, BITS, BLOCK_N, BLOCK_K)
         if levels_ptr is None:  # 2**23 + code is a float32 whose last bits are the code

@@ -50,6 +50,7 @@ def _dequantize(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
     NEST: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -62,7 +63,7 @@ def _dequantize(
     w = units_of(
         codes_ptr,
         levels_ptr,
-        table_of(levels_ptr, n_levels, BITS, tl.float32),
+        table_of(levels_ptr, n_levels, BITS, tl.float32, PAIRS),
         planes_of(levels_ptr, n_levels, tl.float32, False),
         row,
         start,
@@ -76,6 +77,7 @@ def _dequantize(
         tl.float32,
         BLOCK_N,
         BLOCK_K,
+        PAIRS,
     )
     at = row.to(tl.int64)[:, None] * side_row
     mask = row[:, None] < n
@@ -97,5 +99,5 @@ DEQUANTIZE = Kernel(
     _dequantize,
     configs=tuple(triton.Config({"BLOCK_N": n}, num_warps=4) for n in (128, 64, 32)),
     slow=triton.Config({"BLOCK_N": 128}),
-    key=("n", "k", "BITS", "GROUP", "ROWS", "NEST"),
+    key=("n", "k", "BITS", "GROUP", "ROWS", "PAIRS", "NEST"),
 )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import blocks_dispatch
 from kernels.custom import OPERATORS, Gradient, Operator, custom
 from kernels.lora import LARGEST_RANK
 from kernels.op import Op, operations
@@ -172,7 +173,9 @@ def _family(family: str) -> tuple[Callable[..., Tensor], ...]:
 
 codebook_dequantize, codebook_matmul, codebook_grad, codebook_lora = _family("codebook")
 affine_dequantize, affine_matmul, affine_grad, affine_lora = _family("affine")
+_family("pairs")
 register(OPS, takes_dense)
+blocks_dispatch.register(OPS, takes_dense)
 for _name, _op in OPS.items():
     if _name not in OPERATORS:
         custom(_op)

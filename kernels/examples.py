@@ -7,7 +7,7 @@ seed, so every device sees the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,16 @@ from kernels.nested import NestedScale, Scale
 from kernels.op import Example
 from kernels.packing import pack
 
-__all__ = ["affine_examples", "affine_sized", "codebook_examples", "codebook_sized", "w8a8_examples", "w8a8_sized"]
+__all__ = [
+    "affine_examples",
+    "affine_sized",
+    "codebook_examples",
+    "codebook_sized",
+    "pairs_examples",
+    "pairs_sized",
+    "w8a8_examples",
+    "w8a8_sized",
+]
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,16 @@ NESTED = (
     Case(4, 48, m=17, k=100, nest=16),
     Case(4, "channel", m=1, nest=32),
 )
+PAIRS = (
+    *COMMON,
+    *NESTED,
+    Case(4, 64, m=1, k=1031),
+    Case(4, "channel", m=1, n=3, k=1031, scale=torch.float16),
+    Case(4, 1024, m=2, n=65, k=2048, scale=torch.float16),
+    Case(4, 1024, m=1, n=65, k=2048, scale=torch.float16),
+    Case(4, 7, m=3, n=33, k=75),
+    Case(4, 32, n_levels=11),
+)
 W8A8 = (
     Case(8, 64),
     Case(8, "channel", m=33, n=129, k=65),
@@ -100,6 +119,16 @@ def codebook_examples(dtype: torch.dtype, device: str, *, product: bool, nested:
 def codebook_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, product: bool) -> Example:
     """A 4-bit codebook in groups of 64 with float16 scales."""
     return _codebook(Case(m=m, n=n, k=k, scale=torch.float16), dtype, device, product)
+
+
+def pairs_examples(dtype: torch.dtype, device: str, *, product: bool) -> Iterator[Example]:
+    """Arguments of `pairs_matmul` (`product`) or `pairs_dequantize`."""
+    return (_pairs(case, dtype, device, product) for case in PAIRS)
+
+
+def pairs_sized(m: int, n: int, k: int, dtype: torch.dtype, device: str, *, product: bool) -> Example:
+    """4 bits a pair, with float16 scales of 1024 weights."""
+    return _pairs(Case(4, 1024, m=m, n=n, k=k, scale=torch.float16), dtype, device, product)
 
 
 def affine_examples(dtype: torch.dtype, device: str, *, product: bool, nested: bool = False) -> Iterator[Example]:
@@ -145,6 +174,15 @@ def _codebook(case: Case, dtype: torch.dtype, device: str, product: bool) -> Exa
     own: dict[str, Scale | None] = {"codes": _codes(case, levels.shape[1], draw), "levels": levels}
     own["scale"] = _scale(case, draw)
     return _example(case, own, {"rows": case.rows}, dtype, device, product, draw)
+
+
+def _pairs(case: Case, dtype: torch.dtype, device: str, product: bool) -> Example:
+    draw = torch.Generator().manual_seed(case.n * 1000 + case.k + 2)
+    levels = torch.randn(case.n_levels or 1 << case.bits, 2, generator=draw)
+    halved = replace(case, k=-(-case.k // 2))
+    own: dict[str, Scale | None] = {"codes": _codes(halved, len(levels), draw), "levels": levels}
+    own["scale"] = _scale(case, draw)
+    return _example(case, own, {}, dtype, device, product, draw)
 
 
 def _affine(case: Case, dtype: torch.dtype, device: str, product: bool) -> Example:

@@ -87,6 +87,7 @@ def _gemv(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
     NEST: tl.constexpr,
     PIECE: tl.constexpr,
     PTX: tl.constexpr,
@@ -98,8 +99,8 @@ def _gemv(
     split = tl.program_id(0) // down
     half: tl.constexpr = x_ptr.dtype.element_ty
     centre: tl.constexpr = 1 << (BITS - 1)
-    table = table_of(levels_ptr, n_levels, BITS, half)
-    planes = row_planes(levels_ptr, row, n, n_levels, half, ROWS, PTX)
+    table = table_of(levels_ptr, n_levels, BITS, half, PAIRS)
+    planes = row_planes(levels_ptr, row, n, n_levels, half, ROWS, PTX, PAIRS)
     side = row.to(tl.int64)[:, None] * side_row
     acc = tl.full((BLOCK_N, BLOCK_K // PIECE), 0.0, tl.float32)
     blocks = (k + BLOCK_K - 1) // BLOCK_K
@@ -124,6 +125,7 @@ def _gemv(
             half,
             BLOCK_N,
             BLOCK_K,
+            PAIRS,
         )
         product = tl.reshape(u.to(tl.float32) * x[None, :], (BLOCK_N, BLOCK_K // PIECE, PIECE))
         total = tl.sum(product, axis=2)
@@ -151,5 +153,5 @@ GEMV = Kernel(
         triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=1) for n, warps in ((4, 1), (8, 2), (8, 4), (2, 1))
     ),
     slow=triton.Config({"BLOCK_N": 128}),
-    key=("n", "k", "BITS", "GROUP", "ROWS", "NEST"),
+    key=("n", "k", "BITS", "GROUP", "ROWS", "PAIRS", "NEST"),
 )

@@ -39,15 +39,16 @@ def weight_arguments(
     rows: int,
     *,
     long: bool = False,
+    pairs: bool = False,
 ) -> dict[str, Any]:
     """The arguments of a kernel that belong to the weight [n, k], by name; without `levels` it is a uniform grid.
 
-    A `long` row may hold 2**31 bits and more.
-
+    A `long` row may hold 2**31 bits and more. Of `pairs` a code stands for two columns, and `levels` are [L, 2].
     Raises ValueError for shapes that do not belong together, TypeError for a wrong dtype.
     """
     n, k = shape
-    check_codes(codes, shape, bits, long=long)
+    codes_in_row = -(-k // 2) if pairs else k
+    check_codes(codes, (n, codes_in_row), bits, long=long)
     nested = isinstance(scale, NestedScale)
     check_side("scale", None if isinstance(scale, NestedScale) else scale, shape, group)
     check_side("zero", zero, shape, group)
@@ -59,7 +60,9 @@ def weight_arguments(
         if rows < 0:
             raise ValueError(f"rows must be 0 (one table) or the rows that share a table, got {rows}")
         tables = -(-n // rows) if rows else 1
-        if levels.ndim != 2 or levels.shape[0] != tables or not 0 < levels.shape[1] <= 1 << bits:
+        if pairs and (levels.ndim != 2 or levels.shape[1] != 2 or not 0 < levels.shape[0] <= 1 << bits):
+            raise ValueError(f"levels of pairs must be [1 .. {1 << bits}, 2], got {list(levels.shape)}")
+        if not pairs and (levels.ndim != 2 or levels.shape[0] != tables or not 0 < levels.shape[1] <= 1 << bits):
             raise ValueError(f"levels must be [{tables}, 1 .. {1 << bits}], got {list(levels.shape)}")
         levels = levels.contiguous()
     given = nested or scale is not None or zero is not None
@@ -70,12 +73,13 @@ def weight_arguments(
         "zero_ptr": None if zero is None else zero.contiguous(),
         "n": n,
         "k": k,
-        "row_bytes": packed_bytes(k, bits),
+        "row_bytes": packed_bytes(codes_in_row, bits),
         "side_row": sides[1] if given and sides[0] > 1 else 0,
-        "n_levels": 0 if levels is None else levels.shape[1],
+        "n_levels": 0 if levels is None else levels.shape[0 if pairs else 1],
         "BITS": bits,
         "GROUP": group_size(k, group) if given else 0,
         "ROWS": rows,
+        "PAIRS": pairs,
     }
 
 

@@ -31,7 +31,7 @@ from kernels.partials import add_up
 from kernels.small import column_block, product_of, row_block
 from kernels.tuning import Kernel, Launch
 
-__all__ = ["LARGEST_RANK", "OPERATIONS", "affine_lora", "codebook_lora"]
+__all__ = ["LARGEST_RANK", "OPERATIONS", "affine_lora", "all_updated", "codebook_lora", "multiply_updated", "updated"]
 
 Group = int | str
 LARGEST_RANK = 64
@@ -83,7 +83,7 @@ def codebook_lora(
     """
     check_x(x)
     weight = weight_arguments(codes, levels, scale, None, _shape(codes, x), bits, group, rows)
-    return _multiply(x, inner, b, weight)
+    return multiply_updated(x, inner, b, weight)
 
 
 def affine_lora(
@@ -95,14 +95,14 @@ def affine_lora(
     with the same errors.
     """
     check_x(x)
-    return _multiply(x, inner, b, weight_arguments(codes, None, scale, zero, _shape(codes, x), bits, group, 0))
+    return multiply_updated(x, inner, b, weight_arguments(codes, None, scale, zero, _shape(codes, x), bits, group, 0))
 
 
 def _shape(codes: Tensor, x: Tensor) -> tuple[int, int]:
     return (len(codes) if codes.ndim else 0, x.shape[-1])
 
 
-def _multiply(x: Tensor, inner: Tensor, b: Tensor, weight: Mapping[str, Any]) -> Tensor:
+def multiply_updated(x: Tensor, inner: Tensor, b: Tensor, weight: Mapping[str, Any]) -> Tensor:
     """x @ w.T + inner @ b.T; nothing is launched for an empty batch."""
     n, k = weight["n"], weight["k"]
     flat = x.reshape(-1, k)
@@ -167,6 +167,7 @@ def _lora(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
     NEST: tl.constexpr,
     PTX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -184,7 +185,7 @@ def _lora(
     acc = product_of(
         x_ptr, codes_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, zero_ptr,
         out_row, row, split, m, n, k, x_row, x_col, row_bytes, side_row, n_levels, share,
-        BITS, GROUP, ROWS, NEST, PTX, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        BITS, GROUP, ROWS, PAIRS, NEST, PTX, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     if split == 0:
         r = tl.arange(0, BLOCK_R)
@@ -204,7 +205,7 @@ def _variants(*settings: tuple[int, int, int]) -> Kernel:
             triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages) for n, warps, stages in settings
         ),
         slow=triton.Config({"BLOCK_N": 256}),
-        key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M", "BLOCK_R"),
+        key=("n", "k", "BITS", "GROUP", "ROWS", "PAIRS", "NEST", "BLOCK_M", "BLOCK_R"),
     )
 
 
@@ -213,7 +214,7 @@ ZEROS = _variants((64, 4, 3), (128, 8, 3))  # as in `kernels.small`
 RANKS = (8, 1, 16, 3, 64, 33)
 
 
-def _updated(example: Example, rank: int) -> Example:
+def updated(example: Example, rank: int) -> Example:
     """The example of a product with a low-rank update beside it, its factors in float32."""
     arguments = dict(example.arguments)
     x, n = arguments["x"], len(arguments["codes"])
@@ -222,8 +223,8 @@ def _updated(example: Example, rank: int) -> Example:
     return Example(f"{example.label}-r{rank}", {**arguments, "inner": inner.to(x.device), "b": b.to(x.device)})
 
 
-def _all_updated(examples: Iterator[Example]) -> Iterator[Example]:
-    return (_updated(example, RANKS[i % len(RANKS)]) for i, example in enumerate(examples))
+def all_updated(examples: Iterator[Example]) -> Iterator[Example]:
+    return (updated(example, RANKS[i % len(RANKS)]) for i, example in enumerate(examples))
 
 
 OPERATIONS = (
@@ -233,8 +234,8 @@ OPERATIONS = (
         source="Hu et al. 2021 (LoRA), arXiv 2106.09685",
         reference=codebook_reference,
         triton=codebook_lora,
-        examples=lambda dtype, device: _all_updated(codebook_examples(dtype, device, product=True, nested=True)),
-        sized=lambda m, n, k, dtype, device: _updated(codebook_sized(m, n, k, dtype, device, product=True), 16),
+        examples=lambda dtype, device: all_updated(codebook_examples(dtype, device, product=True, nested=True)),
+        sized=lambda m, n, k, dtype, device: updated(codebook_sized(m, n, k, dtype, device, product=True), 16),
         tolerance=MULTIPLIED,
     ),
     Op(
@@ -243,8 +244,8 @@ OPERATIONS = (
         source="Hu et al. 2021 (LoRA), arXiv 2106.09685",
         reference=affine_reference,
         triton=affine_lora,
-        examples=lambda dtype, device: _all_updated(affine_examples(dtype, device, product=True, nested=True)),
-        sized=lambda m, n, k, dtype, device: _updated(affine_sized(m, n, k, dtype, device, product=True), 16),
+        examples=lambda dtype, device: all_updated(affine_examples(dtype, device, product=True, nested=True)),
+        sized=lambda m, n, k, dtype, device: updated(affine_sized(m, n, k, dtype, device, product=True), 16),
         tolerance=MULTIPLIED,
     ),
 )

@@ -44,12 +44,17 @@ HELPERS = (  # modules of jit functions that other modules call or launch, each 
     "kernels.small",
     "kernels.dequantize",
     "kernels.launchers",
+    "kernels.backward",
+    "kernels.lora",
     "kernels.sparse_tile",
     "kernels.sparse_products",
     "kernels.sparse_kept",
     "kernels.sparse_masked",
     "kernels.sparse_coded",
     "kernels.sparse_dequantize",
+    "kernels.blocks_tile",
+    "kernels.blocks_products",
+    "kernels.blocks_dequantize",
 )
 
 

@@ -63,7 +63,8 @@ def _kernel(dtype: torch.dtype, weight: Mapping[str, Any], block_m: int, block_k
     if dtype == torch.float32:
         return SINGLE if held < 128 else CROWDED_SINGLE
     beside = weight["ROWS"] or weight["zero_ptr"] is not None
-    return CROWDED if held >= 128 else THREE_STAGES if beside else SMALL
+    crowded = CROWDED_PAIRS if weight["PAIRS"] else CROWDED
+    return crowded if held >= 128 else THREE_STAGES if beside else SMALL
 
 
 def column_block(group: int, dtype: torch.dtype, bits: int = 8) -> int:
@@ -106,6 +107,7 @@ def product_of(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
     NEST: tl.constexpr,
     PTX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -118,8 +120,8 @@ def product_of(
     compute = tl.float32 if UPCAST else x_ptr.dtype.element_ty
     unit = compute if GROUP % BLOCK_K == 0 else tl.float32
     centre: tl.constexpr = 1 << (BITS - 1)
-    table = table_of(levels_ptr, n_levels, BITS, unit)
-    planes = row_planes(levels_ptr, row, n, n_levels, unit, ROWS, PTX)
+    table = table_of(levels_ptr, n_levels, BITS, unit, PAIRS)
+    planes = row_planes(levels_ptr, row, n, n_levels, unit, ROWS, PTX, PAIRS)
     side = row.to(tl.int64) * side_row
     ones = tl.full((BLOCK_N, BLOCK_K), 1.0, compute)
     acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
@@ -132,7 +134,7 @@ def product_of(
         x = tl.load(x_at, mask=(out_row[None, :] < m) & (col[:, None] < k), other=0.0).to(compute)
         u = units_of(
             codes_ptr, levels_ptr, table, planes, row, start, n, row_bytes, n_levels,
-            BITS, ROWS, PTX, centre, unit, BLOCK_N, BLOCK_K,
+            BITS, ROWS, PTX, centre, unit, BLOCK_N, BLOCK_K, PAIRS,
         )  # fmt: skip
         if GROUP == 0:
             if zero_ptr is not None:
@@ -190,6 +192,7 @@ def _small(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
     NEST: tl.constexpr,
     PTX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -205,7 +208,7 @@ def _small(
     acc = product_of(
         x_ptr, codes_ptr, levels_ptr, scale_ptr, nest_levels_ptr, nest_scale_ptr, nest_offset_ptr, zero_ptr,
         out_row, row, split, m, n, k, x_row, x_col, row_bytes, side_row, n_levels, share,
-        BITS, GROUP, ROWS, NEST, PTX, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        BITS, GROUP, ROWS, PAIRS, NEST, PTX, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     at = (split.to(tl.int64) * m + out_row.to(tl.int64)[None, :]) * n + row[:, None]
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(out_row[None, :] < m) & (row[:, None] < n))
@@ -218,7 +221,7 @@ def _variants(*settings: tuple[int, int, int]) -> Kernel:
             triton.Config({"BLOCK_N": n}, num_warps=warps, num_stages=stages) for n, warps, stages in settings
         ),
         slow=triton.Config({"BLOCK_N": 256}),
-        key=("n", "k", "BITS", "GROUP", "ROWS", "NEST", "BLOCK_M"),
+        key=("n", "k", "BITS", "GROUP", "ROWS", "PAIRS", "NEST", "BLOCK_M"),
     )
 
 
@@ -226,5 +229,6 @@ SMALL = _variants((128, 4, 4), (128, 4, 3), (64, 4, 4), (128, 8, 4))
 # of a fourth stage gfx942 has no shared memory for tables by rows, and its compiler of 3.6 fails with zero points
 THREE_STAGES = _variants((128, 4, 3), (64, 4, 3))
 CROWDED = _variants((128, 8, 3), (64, 4, 3))  # four warps to 128 rows would spill
+CROWDED_PAIRS = _variants((128, 8, 3))  # nor is there room for the two tables in four warps
 SINGLE = _variants((64, 4, 2), (128, 8, 2))  # float32, without the matrix unit: larger tiles and more stages spill
 CROWDED_SINGLE = _variants((128, 8, 2))

@@ -201,6 +201,7 @@ def _values(
             raise ValueError("codes of kept weights need levels or a scale")
         given = weight_arguments(values, levels, scale, zero, shape, bits, group, rows, long=shape[0] == 1)
         given["values_ptr"] = given.pop("codes_ptr")
+        del given["PAIRS"]
         size = given["GROUP"]
         own = {"value_row": given.pop("row_bytes"), "PIECE": min(8, size & -size) if size else 8}
         return {**given, **own, "kept": given.pop("k"), "CENTRE": 1 << (bits - 1)}

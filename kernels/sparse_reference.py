@@ -10,7 +10,7 @@ from kernels.nested import Scale
 from kernels.packing import unpack
 from kernels.sparse_starts import SEGMENT
 
-__all__ = ["bitmask_coded_matmul", "bitmask_dequantize", "n_of_m_dequantize", "n_of_m_matmul"]
+__all__ = ["bitmask_coded_matmul", "bitmask_dequantize", "kept_values", "n_of_m_dequantize", "n_of_m_matmul"]
 
 Group = int | str
 
@@ -32,7 +32,7 @@ def n_of_m_dequantize(
     """The definition of the operation of this name."""
     (n, k), wide = shape, torch.promote_types(dtype, torch.float32)
     cells, keep = -(-k // of), of // 2
-    kept = _kept(values, levels, scale, zero, (n, cells * keep), bits, group, rows, wide)
+    kept = kept_values(values, levels, scale, zero, (n, cells * keep), bits, group, rows, wide)
     places = unpack(indices, (of - 1).bit_length(), cells * keep).long()
     at = places + torch.arange(cells * keep, device=places.device) // keep * of
     return kept.new_zeros(n, cells * of).scatter(1, at, kept)[:, :k].to(dtype).contiguous()
@@ -76,7 +76,7 @@ def bitmask_dequantize(
 ) -> Tensor:
     """The definition of the operation of this name."""
     (n, k), wide = shape, torch.promote_types(dtype, torch.float32)
-    w = _kept(values, levels, scale, zero, (1, kept), bits, group, 0, wide)[0]
+    w = kept_values(values, levels, scale, zero, (1, kept), bits, group, 0, wide)[0]
     with_zero = torch.cat([w, w.new_zeros(1)])
     have = torch.nn.functional.pad(unpack(mask, 1, k).long(), (0, -k % SEGMENT)).view(n, -1, SEGMENT)
     at = starts.long()[:, :, None] + have.cumsum(2) - have
@@ -105,7 +105,7 @@ def bitmask_coded_matmul(
     return (x.to(wide) @ w.T).to(x.dtype)
 
 
-def _kept(
+def kept_values(
     values: Tensor,
     levels: Tensor | None,
     scale: Scale | None,

@@ -16,13 +16,15 @@ __all__ = ["SEGMENT", "mask_of_cells", "mask_starts", "segments_of"]
 SEGMENT = 512  # columns of a row that share a count
 
 
-def segments_of(k: int) -> int:
+def segments_of(k: int, segment: int = SEGMENT) -> int:
     """Counts that a row of `k` columns has."""
-    return -(-k // SEGMENT)
+    return -(-k // segment)
 
 
-def mask_starts(mask: Tensor, k: int) -> Tensor:
-    """`mask` [n, packed_bytes(k, 1)] uint8 -> kept weights before each segment, [n, segments_of(k)].
+def mask_starts(mask: Tensor, k: int, segment: int = SEGMENT) -> Tensor:
+    """`mask` [n, packed_bytes(k, 1)] uint8 -> kept weights before each segment, [n, segments_of(k, segment)].
+
+    `segment` is a multiple of 8; of a mask of blocks, 8 gives the kept ones before each of its bytes.
 
     int32, or int64 for a weight [n, k] of 2**31 values or more. Raises TypeError or ValueError for what is not a mask.
     """
@@ -32,8 +34,9 @@ def mask_starts(mask: Tensor, k: int) -> Tensor:
         raise ValueError(f"mask must be [n, {packed_bytes(k, 1)}] for {k} columns, got {list(mask.shape)}")
     n = mask.shape[0]
     bits = ((torch.arange(256, device=mask.device)[:, None] >> torch.arange(8, device=mask.device)) & 1).sum(1).int()
-    counts = torch.nn.functional.pad(bits[mask.int()], (0, segments_of(k) * SEGMENT // 8 - mask.shape[1]))
-    each = counts.view(n, segments_of(k), SEGMENT // 8).sum(2).flatten()
+    segments = segments_of(k, segment)
+    counts = torch.nn.functional.pad(bits[mask.int()], (0, segments * segment // 8 - mask.shape[1]))
+    each = counts.view(n, segments, segment // 8).sum(2).flatten()
     starts = each.cumsum(0) - each
     return starts.view(n, -1).to(torch.int32 if n * k < 2**31 else torch.int64)
 

@@ -31,6 +31,8 @@ LAYERS = (
     "mxfp4",
     "prune-4of8",
     "prune-50-nf4-g64",
+    "higgs2-2bit",
+    "blocks-50-8x8-int4-g64",
 )
 CHECKED_ROWS = 16
 QUANTIZED_ROWS = 8

@@ -21,7 +21,8 @@ from kernels.aot import TARGETS
 __all__ = ["EXEMPTIONS", "MATRIX", "QUANTIZERS", "Exemption", "broken", "broken_rules"]
 
 MATRIX = tuple(
-    f"*/{kernel}/*" for kernel in ("_small", "_matmul", "_grad", "_lora", "_sparse_small", "_kept_small")
+    f"*/{kernel}/*"
+    for kernel in ("_small", "_matmul", "_grad", "_lora", "_sparse_small", "_kept_small", "_blocks_small")
 )  # they promise it
 QUANTIZERS = ("*_quantize/*", "w8a8_matmul/_round/*")
 
@@ -60,6 +61,10 @@ EXEMPTIONS = (
     Exemption("wide load codes_ptr", "affine_lora/_lora/*", COPIED),
     Exemption("wide load codes_ptr", "affine_grad/_grad/*-w8/*", COPIED),
     Exemption("wide load codes_ptr", "codebook_lora/_lora/*/c2", EIGHT),
+    Exemption("wide load codes_ptr", "pairs_lora/_lora/*/c2", EIGHT),
+    Exemption(
+        "wide load codes_ptr", "pairs_grad/_grad/*", "four warps share the 1024 bytes of codes of a step: 8 a lane"
+    ),
     Exemption("wide load values_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
     Exemption("wide load indices_ptr", "two_of_four_matmul/*-w4/*", PAIRED),
     Exemption("wide load values_ptr", "bitmask_matmul/*", PLACED),
@@ -68,6 +73,13 @@ EXEMPTIONS = (
     Exemption("wide load indices_ptr", "bitmask_coded_matmul/*", EIGHTH),
     Exemption("wide load values_ptr", "n_of_m_matmul/*/m*-bf16-*/*", EIGHTS),
     Exemption("wide load indices_ptr", "n_of_m_matmul/*", ACROSS),
+    Exemption(
+        "wide load values_ptr", "blocks_*-w3/*", "3-bit codes lie across words: their bytes are gathered one by one"
+    ),
+    Exemption("wide load levels_ptr", "blocks_*-rows/*", "of a table for each block every code looks up its own level"),
+    Exemption(
+        "wide store out_ptr", "blocks_matmul/_add_up/*", "a lane adds four values of two parts: 8 bytes of bfloat16"
+    ),
     Exemption(
         "wide store codes_ptr",
         "*_quantize/*",

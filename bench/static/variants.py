@@ -2,7 +2,7 @@
 
 A product or decoder of packed codes: codes of 3 and of 8 bits, zeros, nested scales, a table of levels to a row.
 A quantizer: codes of 3 and of 8 bits, one group a row, one group the whole tensor, both kinds of zeros. A product with
-2:4 weights: kept weights of 4 bits. Other sparse weights: see `_kept`.
+2:4 weights: kept weights of 4 bits. Other sparse weights: see `_kept` and `_in_blocks`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def variants(op: Op, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mappin
         yield "w4", {**arguments, "values": codes, "scale": steps, "group": GROUP}
     if op.name.startswith(("n_of_m_", "bitmask_")) and "bits" in arguments:
         yield from _kept(arguments)
-    if "bits" not in arguments or not op.name.startswith(("affine_", "codebook_")):
+    if op.name.startswith("blocks_"):
+        yield from _in_blocks(arguments)
+    if "bits" not in arguments or not op.name.startswith(("affine_", "codebook_", "pairs_")):
         return
     for bits in WIDTHS:
         yield f"w{bits}", _of_width(arguments, bits)
@@ -60,7 +62,9 @@ def _of_width(arguments: Mapping[str, Any], bits: int) -> Mapping[str, Any]:
         n, row = arguments["codes"].shape
         k = row * 8 // arguments["bits"]
         changed["codes"] = torch.zeros(n, packed_bytes(k, bits), dtype=torch.uint8)
-    if "levels" in arguments:
+    if "levels" in arguments and arguments["levels"].shape[-1] == 2:  # a pair each
+        changed["levels"] = torch.zeros(1 << bits, 2, dtype=arguments["levels"].dtype)
+    elif "levels" in arguments:
         levels = torch.linspace(-1, 1, 1 << bits, dtype=arguments["levels"].dtype)
         changed["levels"] = levels.expand(*arguments["levels"].shape[:-1], -1).contiguous()
     return changed
@@ -91,3 +95,21 @@ def _kept(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
         yield "of4", {**arguments, **pairs}
         yield "of4-table", coded(4, levels=torch.zeros(1, 16), **pairs)
         yield "rows", coded(4, levels=torch.zeros(rows, 16), rows=1)
+
+
+def _in_blocks(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Blocks of codes: 4 bits in blocks of two sizes, 3 bits under zeros, nested scales, a table to a block."""
+    kept, size = arguments["values"].shape
+
+    def coded(bits: int, **changes: Any) -> dict[str, Any]:
+        codes = torch.zeros(kept, packed_bytes(size, bits), dtype=torch.uint8)
+        return {**arguments, "values": codes, "scale": steps, "bits": bits, "group": GROUP, **changes}
+
+    steps = torch.ones(kept, size // GROUP, dtype=torch.float16)
+    yield "w4", coded(4)
+    few = {"values": torch.zeros(4 * kept, size // 8, dtype=torch.uint8), "scale": steps.view(-1, 1)[: 4 * kept]}
+    mask = torch.full((2 * arguments["mask"].shape[0], 2 * arguments["mask"].shape[1]), 0x5A, dtype=torch.uint8)
+    yield "w4-8x8", coded(4, **few, block=(8, 8), mask=mask, starts=torch.zeros(mask.shape, dtype=torch.int32))
+    yield "w3", coded(3, zero=torch.ones_like(steps))
+    yield "nested", coded(4, levels=torch.zeros(1, 16), scale=_nested(steps))
+    yield "rows", coded(4, levels=torch.zeros(kept, 16), rows=1)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from quant.core import QuantizedTensor
 from quant.engines.rows import as_rows
-from quant.formats import E8M0, Affine, Codebook, Dense, Reshaped
+from quant.formats import E8M0, Affine, Codebook, Dense, Reshaped, Vectors
 from quant.grouping import decode_scale
 
-__all__ = ["DTYPES", "coded", "in_one_row", "kept_values"]
+__all__ = ["DTYPES", "coded", "in_one_row", "kept_values", "pairs", "plain"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ONE = 1 << 30  # scales that share the factor 1 of powers of two
@@ -37,6 +37,13 @@ def coded(weight: QuantizedTensor) -> tuple[dict[str, Any], int]:
     zero = None if rows.zero is None else decode_scale(rows.zero)
     size += 0 if zero is None or zero is rows.zero else zero.nbytes
     return given | {"zero": zero}, size
+
+
+def pairs(weight: Vectors) -> tuple[dict[str, Any], int]:
+    """A weight of which two columns share a code as arguments, and the bytes that were derived from the stored."""
+    scale, size = _side(weight.scale, weight.scale)
+    given = {"values": weight.codes, "levels": weight.levels, "scale": scale}
+    return given | {"bits": weight.vector_bits, "group": weight.group}, size
 
 
 def kept_values(values: QuantizedTensor) -> tuple[dict[str, Any], int]:

@@ -2,7 +2,7 @@
 
 The product, its gradient and the product with a low-rank update all read the packed weight. Pruned weights have a
 product that reads what is kept (`quant.engines.sparse`); for many rows, and for the gradient, they are decoded each
-time.
+time. Block-sparse ones have a gradient of their own too (`quant.engines.blocks`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import unread_block
 from quant.core import QuantizedTensor
-from quant.engines.arguments import DTYPES, coded
+from quant.engines.arguments import DTYPES, coded, pairs
 from quant.engines.base import Engine, Traced
+from quant.engines.blocks import Blocks
 from quant.engines.rows import as_rows
 from quant.engines.sparse import PlainRows, Scattered, Sparse
-from quant.formats import Affine, BitMask, Codebook, Dense, KeptRows, NofM
+from quant.formats import Affine, BitMask, Codebook, Dense, KeptRows, NofM, Vectors
+from quant.formats.kept_blocks import KeptBlocks
 
 __all__ = ["DTYPES", "Fused", "Triton"]
 
@@ -26,16 +29,17 @@ class Fused(Traced):
     """A weight [n, k] as the arguments of the kernels of its family."""
 
     def __init__(self, weight: QuantizedTensor) -> None:
-        rows = as_rows(weight)
-        assert isinstance(rows, Affine | Codebook)
-        given, self.nbytes = coded(weight)
-        self.k = rows.shape[1]
+        rows, self.k = as_rows(weight), weight.shape[1]
+        given, self.nbytes = pairs(weight) if isinstance(weight, Vectors) else coded(weight)
         self.arguments: dict[str, Any] = {"codes": given.pop("values"), **given}
         self.offset: Tensor | None = None
-        if isinstance(rows, Affine):
+        if isinstance(rows, Vectors):
+            self.family = "pairs"
+        elif isinstance(rows, Affine):
             self.family = "affine"
             del self.arguments["levels"], self.arguments["rows"]
         else:
+            assert isinstance(rows, Codebook)
             self.family, self.offset = "codebook", rows.offset
             del self.arguments["zero"]
 
@@ -64,7 +68,7 @@ class Fused(Traced):
 
 
 class Triton(Engine):
-    """Affine, codebook and pruned weights on a CUDA or ROCm device, in float32, float16 and bfloat16."""
+    """Affine, codebook, paired and pruned weights on a CUDA or ROCm device, in float32, float16 and bfloat16."""
 
     name = "triton"
 
@@ -77,8 +81,8 @@ class Triton(Engine):
             return f"it runs on a GPU, the weight is on {device}"
         if dtype not in DTYPES:
             return f"it computes in float32, float16 and bfloat16, not in {dtype}"
-        if not _taken(weight):
-            return f"no kernel reads {weight.format} weights of this form"
+        if reason := _unread(weight):
+            return reason
         try:
             import kernels.dispatch  # noqa: F401
         except ImportError as error:
@@ -89,11 +93,17 @@ class Triton(Engine):
         return _prepared(weight)
 
 
-def _taken(weight: QuantizedTensor) -> bool:
-    """Whether there is a kernel for it. Blocks of codes that cross rows have none."""
+def _unread(weight: QuantizedTensor) -> str:
+    """Why there is no kernel for it; empty when there is one. Blocks of codes that cross rows have none."""
     if isinstance(weight, KeptRows):
-        return weight.values is None or isinstance(weight.values, Dense) or _taken(weight.values)
-    return isinstance(weight, NofM | BitMask) or isinstance(as_rows(weight), Affine | Codebook)
+        return "" if weight.values is None or isinstance(weight.values, Dense) else _unread(weight.values)
+    if isinstance(weight, Vectors):
+        size = weight.levels.shape[1]
+        return "" if size == 2 else f"its kernels read codes of two weights, not of {size}"
+    if isinstance(weight, KeptBlocks):
+        return unread_block(weight.rows, weight.columns)
+    taken = isinstance(weight, NofM | BitMask) or isinstance(as_rows(weight), Affine | Codebook)
+    return "" if taken else f"no kernel reads {weight.format} weights of this form"
 
 
 def _prepared(weight: QuantizedTensor) -> Traced:
@@ -101,4 +111,6 @@ def _prepared(weight: QuantizedTensor) -> Traced:
         values = weight.values
         inner = PlainRows(values) if isinstance(values, Dense) else None if values is None else _prepared(values)
         return Scattered(weight, inner)
+    if isinstance(weight, KeptBlocks):
+        return Blocks(weight)
     return Sparse(weight) if isinstance(weight, NofM | BitMask) else Fused(weight)

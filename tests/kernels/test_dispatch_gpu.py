@@ -17,7 +17,7 @@ from tests.kernels.conftest import run_guarded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-PRODUCTS = [f"{family}_{what}" for family in ("codebook", "affine") for what in ("matmul", "grad", "lora")]
+PRODUCTS = [f"{family}_{what}" for family in ("codebook", "affine", "pairs") for what in ("matmul", "grad", "lora")]
 SIZES = (1, 3, 17, 63, 64, 65, 127, 1000, 4097)
 SHAPES = [(SIZES[i], SIZES[(i + shift) % 9], SIZES[(2 * i + 5) % 9]) for i in range(9) for shift in (1, 5)]
 BOUND = {torch.float32: 2**-18, torch.float16: 2**-9, torch.bfloat16: 2**-6}  # products of a thousand terms and more

@@ -17,7 +17,7 @@ from kernels.tuning import recorded, searching
 from tests.kernels.conftest import run_guarded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-PRODUCTS = ("affine_matmul", "codebook_matmul", "w8a8_matmul")
+PRODUCTS = ("affine_matmul", "codebook_matmul", "pairs_matmul", "w8a8_matmul")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = (1, 3, 17, 63, 64, 65, 127, 1000, 4097)
 SHAPES = [(SIZES[i], SIZES[(i + shift) % 9], SIZES[(2 * i + 5) % 9]) for i in range(9) for shift in (1, 5, 8)]
@@ -63,7 +63,7 @@ def test_a_captured_graph_gives_the_same_bits(name: str, m: int) -> None:
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["affine_matmul", "codebook_matmul"])
+@pytest.mark.parametrize("name", ["affine_matmul", "codebook_matmul", "pairs_matmul"])
 @pytest.mark.parametrize("m", [1, 2, 16, 64])
 def test_every_configuration_is_right_and_for_more_rows_gives_the_same_bits(
     name: str, m: int, monkeypatch: pytest.MonkeyPatch
@@ -113,6 +113,9 @@ def test_every_level_and_every_code_is_decoded_exactly_inside_the_product(dtype:
     for x in (one, *one[:16].split(1)):
         got = operations()["codebook_matmul"].triton(x, codes, levels, scale, bits=4, group=64, rows=0)
         assert torch.equal(got, x @ levels.to(dtype).repeat(64, 8).T)
+        both = torch.stack([levels[0], -levels[0].roll(1)], 1)
+        got = operations()["pairs_matmul"].triton(x, codes[:, :32].contiguous(), both, scale, bits=4, group=64)
+        assert torch.equal(got, x @ both.to(dtype).flatten().repeat(64, 4).T)
         got = operations()["affine_matmul"].triton(x, codes, scale, None, bits=4, group=64)
         assert torch.equal(got, x @ (torch.arange(16, device="cuda") - 8).to(dtype).repeat(64, 8).T)
 

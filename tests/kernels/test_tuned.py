@@ -18,7 +18,7 @@ from kernels.gemv import GEMV
 from kernels.tuning import Kernel, Launch, searching
 
 ARGUMENTS = {"x_ptr": torch.zeros(1, dtype=torch.float16), "n": 5000, "k": 4096}
-ARGUMENTS |= {"BITS": 4, "GROUP": 64, "ROWS": 0, "NEST": 256}
+ARGUMENTS |= {"BITS": 4, "GROUP": 64, "ROWS": 0, "PAIRS": False, "NEST": 256}
 GPU = "NVIDIA H200"
 
 

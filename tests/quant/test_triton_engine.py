@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from quant import METHODS, LinearWithLoRA, LoRAConfig, QuantizedLinear, add_lora, lora_parameters, quantize_model
 from quant.engines import choose
 from quant.engines.triton import Fused, Triton
-from quant.formats import Codebook, Reshaped
+from quant.formats import Codebook, Reshaped, Vectors
 from quant.methods.double import DynamicMap, Flat
+from quant.methods.gaussian import Pairs
 from quant.methods.uniform import Uniform
 
 CPU = torch.device("cpu")
@@ -34,6 +35,8 @@ QUANTIZERS = {
     "flat-mxfp4": Flat(METHODS["mxfp4"]),
     "flat-nf4-double": Flat(METHODS["nf4-g64-dq"]),
     "flat-int4": Flat(Uniform(4, 32, zero="float")),
+    "pairs": Pairs(32),
+    "pairs-double": Pairs(16, DynamicMap()),
 }
 
 
@@ -83,6 +86,7 @@ def test_eight_bit_scales_are_read_as_they_are_stored_and_others_decoded_once() 
     for layer in kept.values():
         layer(random(1, 128))
     none = ("nf4", "nf4-double", "int4", "int8-channel", "int4-double", "flat-nf4-double", "mxfp4", "flat-mxfp4")
+    none += ("pairs", "pairs-double")
     assert {name for name in QUANTIZERS if kept[name].cache_nbytes == 0} >= set(none)
     assert kept["nf4-double-uniform"].cache_nbytes == 48 * 2 * 4
     assert kept["int4-nested"].cache_nbytes == 48 * 8 * 4
@@ -123,6 +127,29 @@ def test_float64_is_left_to_another_engine() -> None:
         QuantizedLinear(weight, None, "triton")(random(1, 128).double())
 
 
+@pytest.mark.parametrize("k", [128, 72])
+def test_pairs_inside_a_rotation_are_multiplied_by_their_kernels(k: int) -> None:
+    weight = METHODS["higgs2-2bit"].quantize(random(48, k))
+    layer = QuantizedLinear(weight, None)
+    x, dy = random(3, k, seed=1).requires_grad_(), random(3, 48, seed=2)
+    y = layer(x)
+    y.backward(dy)
+    assert layer.engine_name == "around"
+    assert x.grad is not None
+    assert relative(y.detach(), x.detach() @ weight.decode().T) < 1e-6
+    assert relative(x.grad, dy @ weight.decode()) < 1e-6
+    inside = layer._ready("around", torch.float32)
+    assert {name for name, _ in inside.made} == {"triton"}  # type: ignore[attr-defined]
+
+
+def test_codes_of_four_weights_are_left_to_another_engine_with_the_reason() -> None:
+    codes = torch.zeros(6, 12, dtype=torch.uint8)
+    weight = Vectors((6, 96), torch.float32, codes, torch.randn(16, 4), torch.ones(6, 1), 4, "channel")
+    assert choose("auto", weight, torch.float32, CPU, 1) != "triton"
+    with pytest.raises(ValueError, match="its kernels read codes of two weights, not of 4"):
+        choose("triton", weight, torch.float32, CPU, 1)
+
+
 def test_flat_blocks_that_cross_rows_are_left_to_another_engine() -> None:
     weight = Flat(Uniform(4, 64)).quantize(random(6, 96))
     assert isinstance(weight, Reshaped)
@@ -137,7 +164,7 @@ def adapted(name: str, engine: str, **settings: object) -> LinearWithLoRA:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["nf4-double", "int3-zero"])
+@pytest.mark.parametrize("name", ["nf4-double", "int3-zero", "pairs-double"])
 def test_the_update_in_the_product_is_the_plain_path_with_its_gradients(name: str, dtype: torch.dtype) -> None:
     fused, plain = adapted(name, "triton"), adapted(name, "reference")
     bound = 1e-6 if dtype == torch.float32 else 2**-6  # the plain path rounds product, update and their sum
@@ -172,7 +199,9 @@ def test_the_update_is_in_the_product_unless_dropout_acts(monkeypatch: pytest.Mo
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("name", ["nf4", "nf4-double", "int4-nested", "int3-zero", "flat-nf4-double", "flat-int4"])
+@pytest.mark.parametrize(
+    "name", ["nf4", "nf4-double", "int4-nested", "int3-zero", "flat-nf4-double", "flat-int4", "pairs-double"]
+)
 def test_a_compiled_model_has_no_graph_break_and_the_same_gradients(name: str) -> None:
     plain = nn.Sequential(nn.Linear(128, 192), nn.Tanh(), nn.Linear(192, 64, bias=False))
     for p, seed in zip(plain.parameters(), range(3), strict=True):

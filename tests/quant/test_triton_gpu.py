@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from quant import METHODS, LoRAConfig, QuantizedLinear, add_lora, lora_parameters, quantize_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-NAMES = ("nf4-g64", "nf4-g64-dq", "uniform-int4-g64", "mxfp4", *(name for name in METHODS if name.startswith("prune")))
-COMPILED = ("prune-4of8", "prune-50-nf4-g64", "prune-rows-10")
+NAMES = (
+    *("nf4-g64", "nf4-g64-dq", "uniform-int4-g64", "mxfp4"),
+    *(name for name in METHODS if name.startswith(("prune", "blocks"))),
+)
+COMPILED = ("prune-4of8", "prune-50-nf4-g64", "prune-rows-10", "blocks-50-8x8-int4-g64")
 BOUND = {torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
 
 
@@ -34,6 +37,22 @@ def test_product_and_gradient_are_those_of_the_decoded_weight(name: str, m: int,
     assert x.grad is not None
     assert relative(y.detach(), x.detach().double() @ w.T + layer.bias.detach().double()) < BOUND[dtype]
     assert relative(x.grad, dy.double() @ w) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("m", [1, 17, 400])
+def test_pairs_inside_a_rotation_are_multiplied_by_their_kernels(m: int) -> None:
+    weight = METHODS["higgs2-2bit"].quantize(torch.randn(320, 512))
+    layer = QuantizedLinear(weight, None).to("cuda")
+    x = torch.randn(m, 512, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    dy = torch.randn(m, 320, device="cuda", dtype=torch.bfloat16)
+    y = layer(x)
+    y.backward(dy)
+    w = weight.decode().double().cuda()
+    assert layer.engine_name == "around"
+    assert {name for name, _ in layer._ready("around", torch.bfloat16).made} == {"triton"}  # type: ignore[attr-defined]
+    assert x.grad is not None
+    assert relative(y.detach(), x.detach().double() @ w.T) < BOUND[torch.bfloat16]
+    assert relative(x.grad, dy.double() @ w) < BOUND[torch.bfloat16]
 
 
 def trained(how: str) -> list[float]:

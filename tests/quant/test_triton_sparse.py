@@ -16,6 +16,8 @@ from quant.engines import choose
 from quant.engines.sparse import Scattered, Sparse
 from quant.engines.triton import Triton
 from quant.formats import BitMask, Codebook, KeptRows, NofM
+from quant.formats.kept_blocks import KeptBlocks
+from quant.methods.blocks import Blocks
 from quant.methods.double import DynamicMap, Flat
 from quant.methods.kmeans import KMeans
 from quant.methods.nf4 import NF
@@ -45,6 +47,7 @@ PRUNERS: dict[str, type[Quantizer] | object] = {
     "1of2": lambda values: NOfM(1, 2, values=values),
     "rows": lambda values: Rows(0.3, values=values),
     "rows-2of4": lambda values: Rows(0.3, values=NOfM(2, 4, values=values)),
+    "blocks": lambda values: Blocks(0.4, 8, 16, values=values),
 }
 CPU = torch.device("cpu")
 
@@ -89,7 +92,7 @@ def test_product_and_gradient_are_those_of_the_decoded_weight(pruner: str, value
     assert layer.engine_name == "triton"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("prune")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith(("prune", "blocks"))])
 def test_every_registered_pruned_format_has_its_kernels(name: str) -> None:
     weight = METHODS[name].quantize(random(32, 72))
     assert choose("auto", weight, torch.bfloat16, CPU, 1) == "triton"
@@ -134,9 +137,9 @@ def test_a_constant_added_to_every_kept_value_is_added_to_no_other() -> None:
 
 
 def test_a_weight_of_which_nothing_is_kept_multiplies_to_zero() -> None:
-    for quantizer in (Magnitude(1.0), Rows(1.0)):
+    for quantizer in (Magnitude(1.0), Rows(1.0), Blocks(1.0)):
         weight = quantizer.quantize(random(6, 10))
-        assert isinstance(weight, BitMask | KeptRows)
+        assert isinstance(weight, BitMask | KeptRows | KeptBlocks)
         layer = QuantizedLinear(weight, None, "triton")
         x = random(2, 10).requires_grad_()
         y = layer(x)
@@ -205,7 +208,7 @@ def test_a_compiled_model_has_no_graph_break_and_the_same_gradients(pruner: str)
             assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("pruner", ["2of4", "mask", "rows"])
+@pytest.mark.parametrize("pruner", ["2of4", "mask", "rows", "blocks"])
 def test_an_adapter_over_a_pruned_weight_is_the_plain_path(pruner: str) -> None:
     outputs = []
     for engine in ("triton", "reference"):
@@ -218,6 +221,13 @@ def test_an_adapter_over_a_pruned_weight_is_the_plain_path(pruner: str) -> None:
         assert base.engine_name == engine
     for mine, theirs in zip(*outputs, strict=True):
         assert relative(mine, theirs) < 1e-5  # type: ignore[arg-type]
+
+
+def test_blocks_that_no_kernel_reads_are_left_to_another_engine_with_the_reason() -> None:
+    weight = Blocks(0.5, 5, 8).quantize(random(20, 96))
+    assert choose("auto", weight, torch.float32, CPU, 1) != "triton"
+    with pytest.raises(ValueError, match="blocks must be powers of two up to 64, of 8 weights or more, got 5 x 8"):
+        choose("triton", weight, torch.float32, CPU, 1)
 
 
 def test_rows_that_are_pruned_are_zero_and_have_no_gradient() -> None:
