@@ -39,6 +39,7 @@ NOT_MEASURING = (
     "gpu",
     "key.py",
     "interrupts.py",
+    "learning_rates.py",
     "plan.py",
     "progress.py",
     "provenance.py",
