@@ -36,6 +36,7 @@ CALIBRATION_FIELDS = (
     "calibration_windows",
     "calibration_tokens",
     "calibration_gradient_tokens",
+    "calibration_corpora",
 )
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (

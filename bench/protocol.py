@@ -18,6 +18,7 @@ __all__ = ["QUICK", "Protocol"]
 
 FEWEST_ROUNDS = 6  # a median of fewer has no 95 % interval
 SHARES = ("dropout", "warmup")
+LISTS = ("targets", "skip", "calibration_corpora")
 MAY_BE_ZERO = ("dropout", "warmup", "weight_decay")
 
 
@@ -71,11 +72,13 @@ class Protocol:
     review_tokens: int = 768
 
     # calibration: texts of the train pool for classification, windows of so many tokens for language modelling;
-    # gradients, text by text, of about as many tokens of them as are named
+    # gradients, text by text, of about as many tokens of them as are named. Windows are of the corpus that the task
+    # trains on, or else in equal parts of those of its corpora that are named
     calibration_texts: int = 256
     calibration_windows: int = 64
     calibration_tokens: int = 128
     calibration_gradient_tokens: int = 3072
+    calibration_corpora: tuple[str, ...] = ()
 
     # speed
     speed_batch: int = 1
@@ -88,7 +91,7 @@ class Protocol:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("targets", "skip"):
+            if field.name not in LISTS:
                 _check(field.name, value, whole=field.type == "int")
         if self.speed_rounds < FEWEST_ROUNDS:
             raise ValueError(f"speed_rounds must be at least {FEWEST_ROUNDS}, got {self.speed_rounds}")
@@ -96,6 +99,8 @@ class Protocol:
             raise ValueError(f"targets must be 'all' or a list of layer names, got {self.targets!r}")
         if isinstance(self.skip, str):
             raise ValueError(f"skip must be a list of layer names, got {self.skip!r}")
+        if isinstance(self.calibration_corpora, str):
+            raise ValueError(f"calibration_corpora must be a list of corpora, got {self.calibration_corpora!r}")
         for name in ("wiki_tokens", "review_tokens"):
             if getattr(self, name) % self.window:
                 raise ValueError(f"{name} must be a multiple of window ({self.window}), got {getattr(self, name)}")

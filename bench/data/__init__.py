@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.data.base import CORPORA, Corpus, Example, Split, block_split, evenly, register, without_duplicates
-from bench.data.batches import Batch, LikeLengths, Texts, Windows, windows_of
+from bench.data.batches import Batch, LikeLengths, Texts, Windows, long_enough, windows_of
 from bench.models.fingerprint import digest_of
 
 from bench.data import alice, reviews, wikipedia  # isort: skip  (corpora register themselves)
@@ -21,6 +21,7 @@ __all__ = [
     "block_split",
     "evenly",
     "fingerprint",
+    "long_enough",
     "register",
     "reviews",
     "wikipedia",

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bench.data.base import Example, evenly
 
-__all__ = ["Batch", "LikeLengths", "Texts", "Windows", "windows_of"]
+__all__ = ["Batch", "LikeLengths", "Texts", "Windows", "long_enough", "windows_of"]
 
 CHARACTERS_PER_TOKEN = 6  # a text of this many characters a token or more fills its window, in English prose
 NEARBY = 16  # batches that are sorted by length together
@@ -119,10 +119,16 @@ def windows_of(examples: Sequence[Example], tokenizer: Any, n: int, window: int)
 
     Raises ValueError when there are fewer than `n` such texts.
     """
-    long = [e.text for e in examples if len(e.text) >= CHARACTERS_PER_TOKEN * window]
-    if n > len(long):
-        raise ValueError(f"{n} windows of {window} tokens are wanted and {len(long)} texts are long enough")
-    rows = tokenizer(list(evenly(long, n)), truncation=True, max_length=window, add_special_tokens=False)["input_ids"]
+    found = long_enough(examples, window)
+    if n > len(found):
+        raise ValueError(f"{n} windows of {window} tokens are wanted and {len(found)} texts are long enough")
+    texts = [e.text for e in evenly(found, n)]
+    rows = tokenizer(texts, truncation=True, max_length=window, add_special_tokens=False)["input_ids"]
     if short := [len(row) for row in rows if len(row) < window]:
         raise ValueError(f"{len(short)} of {n} texts fill no window of {window} tokens: the shortest has {min(short)}")
     return Windows(torch.tensor(rows))
+
+
+def long_enough(examples: Sequence[Example], window: int) -> tuple[Example, ...]:
+    """Those of `examples` whose text fills a window of so many tokens."""
+    return tuple(e for e in examples if len(e.text) >= CHARACTERS_PER_TOKEN * window)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bench.data import CORPORA, Batch, Windows, windows_of
-from bench.data.batches import CHARACTERS_PER_TOKEN
+from bench.data import CORPORA, Batch, Example, Windows, evenly, long_enough, windows_of
 from bench.metrics import TEXT_METRICS
 from bench.models import Kind, Model
 from bench.protocol import Protocol
@@ -47,7 +46,7 @@ class Language(Task):
     def batches(self, model: Model, protocol: Protocol, seed: int) -> DataLoader[Any]:
         pool = CORPORA[self.corpora[0]].examples("train")
         wanted = protocol.lm_steps * protocol.lm_batch
-        fitting = min(wanted, sum(len(e.text) >= CHARACTERS_PER_TOKEN * protocol.lm_tokens for e in pool))
+        fitting = min(wanted, len(long_enough(pool, protocol.lm_tokens)))
         windows = windows_of(pool, model.tokenizer, fitting, protocol.lm_tokens)
         return windows.shuffled(protocol.lm_batch, seed)
 
@@ -55,11 +54,28 @@ class Language(Task):
         return protocol.lm_steps
 
     def calibration_batches(self, model: Model, protocol: Protocol, batch: int) -> list[Batch]:
-        pool = CORPORA[self.corpora[0]].examples("train")
-        fitting = sum(len(e.text) >= CHARACTERS_PER_TOKEN * protocol.calibration_tokens for e in pool)
-        count = min(protocol.calibration_windows, fitting)
-        windows = windows_of(pool, model.tokenizer, count, protocol.calibration_tokens)
-        return [Windows.collate(list(windows.tokens[start : start + batch])) for start in range(0, len(windows), batch)]
+        corpora = protocol.calibration_corpora or self.corpora[:1]
+        rows: list[Tensor] = []
+        for i, corpus in enumerate(corpora):
+            pool = long_enough(self._unjudged(corpus, protocol), protocol.calibration_tokens)
+            share = (i + 1) * protocol.calibration_windows // len(corpora) - len(rows)
+            count = min(share, len(pool))
+            rows += windows_of(pool, model.tokenizer, count, protocol.calibration_tokens).tokens
+        return [Windows.collate(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+
+    def _unjudged(self, corpus: str, protocol: Protocol) -> tuple[Example, ...]:
+        """The train pool of the corpus that is trained on; of another one of the task, the texts that do not judge."""
+        if corpus == self.corpora[0]:
+            return CORPORA[corpus].examples("train")
+        if corpus not in self.corpora:
+            known = ", ".join(self.corpora)
+            raise ValueError(
+                f"calibration_corpora: {corpus!r} is no corpus of the task {self.name!r}, which has {known}"
+            )
+        pool = CORPORA[corpus].examples("test")
+        sizes = [getattr(protocol, size) // protocol.window for _, name, size in self.judged if name == corpus]
+        judges = {e.text for n in sizes for e in evenly(long_enough(pool, protocol.window), n)}
+        return tuple(e for e in pool if e.text not in judges)
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
         return _logits(module, batch)

