@@ -10,18 +10,21 @@ the same variance bounds it from above, so a gap to it may be negative.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quant import METHODS, Calibration
+
 __all__ = ["SEEDS", "SHAPE", "SOURCES", "Source", "source"]
 
 SHAPE = (256, 1024)
 SEEDS = 3
 MODEL = "smollm2"
+TASK = "reviews"  # on whose texts the model is calibrated, as in the benchmark
 PLACES = ((3, "self_attn.q_proj"), (15, "mlp.up_proj"), (27, "mlp.down_proj"))  # block and matrix of each sample
 
 
@@ -35,6 +38,7 @@ class Source:
     floor: float
     draw: Callable[[], Iterator[Tensor]]
     content: Callable[[], Any] = lambda: None  # what the samples depend on besides this file
+    known: Callable[[frozenset[str]], Sequence[Calibration]] | None = None  # of each sample; with these statistics too
 
     def bound(self, variance: float, bits: float) -> float:
         """The least mean squared error at `bits` a weight."""
@@ -63,10 +67,33 @@ def model() -> Iterator[Tensor]:
         yield layers[block].get_submodule(name).weight.detach()[: SHAPE[0]].clone()  # type: ignore[index, union-attr]
 
 
-def fingerprint() -> Any:
-    from bench.models import fingerprint
+def model_known(statistics: frozenset[str]) -> list[Calibration]:
+    """The model's stored calibration at the rows of each sample: always of the inputs, and `statistics` too."""
+    from bench.baseline import setting_of
+    from bench.calibration import calibration_of
+    from bench.protocol import Protocol
 
-    return [fingerprint(MODEL), *PLACES]
+    setting = setting_of(MODEL, TASK, Protocol(), 0)
+    stored = calibration_of(setting, METHODS["fp32"], also=statistics | {"second_moment", "magnitude"})
+    assert stored is not None
+    found = [stored[f"model.layers.{block}.{name}"] for block, name in PLACES]
+    rows = [None if one.fisher is None else one.fisher[: SHAPE[0]] for one in found]
+    return [
+        Calibration(one.second_moment, one.magnitude, fisher, one.n_samples)
+        for one, fisher in zip(found, rows, strict=True)
+    ]
+
+
+def fingerprint() -> Any:
+    from bench.baseline import ROOT
+    from bench.baseline import SOURCES as TRAINED
+    from bench.calibration import SOURCES as GATHERED
+    from bench.models import fingerprint
+    from bench.models.fingerprint import digest_of
+    from bench.protocol import Protocol
+
+    sources = digest_of(path for pattern in (*TRAINED, *GATHERED) for path in ROOT.glob(pattern))
+    return [fingerprint(MODEL), *PLACES, TASK, Protocol().settings(), sources]
 
 
 SIZES = f"{SEEDS} samples of {SHAPE[0]} x {SHAPE[1]} weights"
@@ -80,10 +107,12 @@ SOURCES = (
         f"the weights of {MODEL}",
         f"the first {SHAPE[0]} rows of "
         + ", ".join(f"{name} of block {block}" for block, name in PLACES)
-        + "; the bound is D(R) of independent Gaussian weights of the same variance, which is above their own",
+        + "; the bound is D(R) of independent Gaussian weights of the same variance, which is above their own; "
+        f"calibrated on the texts of {TASK} as in the benchmark, a rule over a model seeing these matrices alone",
         1.0,
         model,
         fingerprint,
+        model_known,
     ),
 )
 

@@ -41,6 +41,8 @@ def run(
     origin = provenance("cpu", 1)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        for name in dict.fromkeys(name for name, _ in todo):
+            pool.submit(_prepare, name).result()  # what is kept in a cache is gathered once
         for at, (pair, found) in enumerate(zip(todo, pool.map(_measured, todo), strict=True), 1):
             known[wanted[pair]] = {
                 "schema": 1,
@@ -96,6 +98,12 @@ def _measured(pair: tuple[str, str]) -> dict[str, Any]:
     return measure.measure(method, METHODS[method], _kept(name))
 
 
+def _prepare(name: str) -> None:
+    found = sources.source(name)
+    if found.known is not None:
+        found.known(frozenset(("fisher",)))
+
+
 @cache
 def _kept(name: str) -> sources.Source:
     """The source with its samples drawn once in this process."""
@@ -103,4 +111,5 @@ def _kept(name: str) -> sources.Source:
 
     source = sources.source(name)
     samples = list(source.draw())
-    return dataclasses.replace(source, draw=partial(iter, samples))
+    known = None if source.known is None else cache(source.known)
+    return dataclasses.replace(source, draw=partial(iter, samples), known=known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -11,13 +12,13 @@ import torch
 
 from bench.rates import __main__ as command
 from bench.rates import sources
-from bench.rates.measure import measure
+from bench.rates.measure import measure, water_filling
 from bench.rates.sources import source
 from bench.rates.store import run
 from bench.reports import rates
 from bench.reports.lines import read_lines
 from bench.reports.rates import FILE
-from quant import METHODS, UnsupportedError
+from quant import METHODS, Calibration, UnsupportedError
 from quant.methods.none import Unquantized
 
 GAUSSIAN, LAPLACE = source("gaussian"), source("laplace")
@@ -92,9 +93,14 @@ def test_the_sources_are_what_they_say():
         source("cauchy")
 
 
-def test_calibrated_methods_are_marked_and_refusals_are_kept():
-    assert measure("mixed-3bit", METHODS["mixed-3bit"], GAUSSIAN)["calibration"] == "neutral"
-    assert measure("nf4-g64", METHODS["nf4-g64"], GAUSSIAN)["calibration"] is None
+def test_weights_of_no_model_have_no_rows_of_what_needs_one_and_refusals_are_kept():
+    calibrated = measure("gptq-int4-g64", METHODS["gptq-int4-g64"], GAUSSIAN)
+    assert (calibrated["status"], calibrated["calibration"]) == ("skipped", "second moment")
+    rule = measure("prune-50-global", METHODS["prune-50-global"], GAUSSIAN)
+    assert (rule["status"], rule["calibration"]) == ("skipped", None)
+    assert measure("prune-50", METHODS["prune-50"], GAUSSIAN)["status"] == "ok"
+    found = measure("nf4-g64", METHODS["nf4-g64"], GAUSSIAN)
+    assert (found["status"], found["calibration"], found["output_gap_db"]) == ("ok", None, [None] * 3)
 
     class Refusing(Unquantized):
         def _quantize(self, weight, calibration):
@@ -102,6 +108,50 @@ def test_calibrated_methods_are_marked_and_refusals_are_kept():
 
     found = measure("refusing", Refusing("float16"), GAUSSIAN)
     assert (found["status"], found["reason"]) == ("unsupported", "not today")
+
+
+def correlated(n=64, k=128):
+    """Weights of a model whose inputs are correlated, a few of them ten times the others."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(4 * k, k, generator=generator) @ torch.randn(k, k, generator=generator)
+    x[:, ::16] *= 10
+    known = Calibration(x.T @ x / len(x), x.abs().mean(0), torch.rand(n, k, generator=generator), len(x))
+    weight = torch.randn(n, k, generator=generator)
+    return dataclasses.replace(GAUSSIAN, name="toy", draw=lambda: iter([weight]), known=lambda _: [known])
+
+
+def test_a_calibrated_method_is_given_the_calibration_of_the_model():
+    """Feedback leaves more error in the weights and less in the outputs than rounding, and Fisher moves the levels."""
+    toy = correlated()
+    gptq, plain = (measure(m, METHODS[m], toy) for m in ("gptq-int4-g64", "uniform-int4-g64"))
+    assert gptq["relative_mse"][0] > 1.05 * plain["relative_mse"][0]
+    assert gptq["output_error"][0] < 0.8 * plain["output_error"][0]
+    assert plain["output_gap_db"][0] - gptq["output_gap_db"][0] == pytest.approx(
+        10 * math.log10(plain["output_error"][0] / gptq["output_error"][0]), rel=1e-6
+    )
+    assert gptq["output_gap_db"][0] > 0
+    weighted, levels = (measure(m, METHODS[m], toy) for m in ("squeezellm-4bit", "kmeans-4bit-row"))
+    assert weighted["relative_mse"] != levels["relative_mse"]
+    assert weighted["calibration"] == "fisher"
+
+
+@pytest.mark.parametrize("bits", [0.5, 2.0, 4.0])
+def test_reverse_water_filling_spends_the_bits_and_is_shannons_bound_of_equal_components(bits):
+    assert water_filling(torch.full((16,), 3.0), bits) == pytest.approx(3.0 / 4**bits, rel=1e-9)
+    v = torch.logspace(-6, 1, 40, dtype=torch.float64)
+    low, high = 0.0, float(v.max())
+    for _ in range(200):  # the level by bisection on the bits that it takes
+        level = (low + high) / 2
+        spent = float((0.5 * (v / level).log2()).clamp(min=0).mean())
+        low, high = (level, high) if spent > bits else (low, level)
+    assert water_filling(v, bits) == pytest.approx(float(v.clamp(max=level).mean()), rel=1e-6)
+
+
+def test_pruned_weights_that_are_not_quantized_have_a_table_of_their_own(tmp_path):
+    run(tmp_path, ["prune-50", "prune-50-int4-g64", "nf4-g64", "gptq-int4-g64"], ["gaussian"], 1)
+    main, pruned = rates.tables(read_lines(tmp_path / FILE))
+    assert set(main.frame["method"]) == {"prune-50-int4-g64", "nf4-g64"}
+    assert (pruned.name, pruned.frame["method"].tolist()) == ("rates-gaussian-pruned", ["prune-50"])
 
 
 def test_a_method_that_fails_costs_only_its_own_figures():

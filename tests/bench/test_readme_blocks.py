@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.reports import registry
 from bench.reports.__main__ import main
 from tests.bench.sample_records import sample
 
@@ -43,3 +44,22 @@ def test_an_unknown_block_and_missing_records_are_errors(tmp_path: Path, capsys:
     readme.write_text("<!-- begin:nonsense -->\n<!-- end:nonsense -->\n")
     assert main(["readme", str(tmp_path / "results"), str(readme)]) == 2
     assert "unknown block 'nonsense'" in capsys.readouterr().err
+
+
+def test_the_registry_has_every_name_a_row_for_what_is_needed_and_whole_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("kmeans-4bit-tensor", "squeezellm-4bit", *(n for n in registry.METHODS if n.startswith("uniform-")))
+    monkeypatch.setattr(registry, "METHODS", {n: registry.METHODS[n] for n in names})
+    lines = registry.methods_table().splitlines()
+    assert all(f"`{name}`" in "".join(lines) for name in names)
+    plain, weighted = (next(line for line in lines if f"`{name}`" in line) for name in names[:2])
+    assert "| none " in plain
+    assert "| fisher " in weighted
+    assert "arXiv 2306.07629" in plain
+    assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("method", "bits"), [("mixed-3bit", 3.25), ("mixed-4bit", 4.25), ("prune-50-global", 9.0)])
+def test_a_rule_over_a_model_is_measured_over_several_layers(method: str, bits: float) -> None:
+    assert registry.facts_of(registry.METHODS[method]).bits == pytest.approx(bits, abs=0.02)
