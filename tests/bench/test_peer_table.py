@@ -82,7 +82,7 @@ def test_copies_with_other_roundings_tell_whether_a_difference_is_one_of_luck(fa
     (made,) = peers(Run([worse, judged("nf4", ITEMS), *others]))
     (row,) = made.rows
     assert f"scales moved at random by 0.1 % differ from it by +0.010, {far:+.3f}" in row["why"]
-    assert ("so the difference is within what the draw of roundings alone makes" in row["why"]) == within
+    assert ("at least one of them strays as far as this difference" in row["why"]) == within
 
 
 def test_a_control_stands_beside_a_peer_and_in_no_other_table() -> None:

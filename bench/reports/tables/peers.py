@@ -93,7 +93,7 @@ def reason(run: Run, row: Row, ours: Row, pair: dict[str, Any], metric: str) -> 
         by = ", ".join(estimate_text(Stat(d), 2, signed=True) for d in strayed)
         known.append(f"copies of {ours.method} with scales moved at random by {amount} % differ from it by {by}")
         if abs(pair["difference"]) <= max(map(abs, strayed)):
-            known.append("so the difference is within what the draw of roundings alone makes")
+            known.append("at least one of them strays as far as this difference")
     return "; ".join(text for text in known if text)
 
 
@@ -147,7 +147,8 @@ def notes(frame: pd.DataFrame) -> tuple[str, ...]:
     return (
         "Bits are counted from the tensors that each library stores on this device, without per-tensor constants.",
         "If packed: computed, not stored: what the library would take with each code in as many bits as it needs.",
-        "Settings: the same, or other ones of ours that a reader may ask for beside them.",
+        "Settings: the same width, groups and kind of zero point; or other ones that a reader may ask for beside them.",
+        "Below: what is known of each difference at the same settings whose interval excludes 0.",
         "ours less peer: mean over the same items, negative where ours is nearer to the unquantized model. Its "
         "interval is over items: it does not hold the draw of roundings, by which quantizers of equal error differ.",
         *why,
