@@ -24,6 +24,10 @@ from bench.reports.stats import number_or_none
 NO_NAMES = {"xticklabels": False, "yticklabels": False}  # ours are set below
 MOST = 12  # methods of one model
 
+WEIGHTS_ALONE = (
+    "of the weights alone: error feedback and scaling (GPTQ, SparseGPT, LNQ, AWQ) give it up for the error of outputs"
+)
+
 
 def sqnr(row: Row) -> dict[str, float]:
     """SQNR in dB of each layer that has one."""
@@ -104,4 +108,5 @@ def layer_heatmap(run: Run) -> Plot | None:
         for method in table.index
         for layer in table.columns
     ]
-    return Plot(figure, "Signal to quantization noise, layer by layer", machine(run), pd.DataFrame(long))
+    footer = f"{machine(run)} · {WEIGHTS_ALONE}"
+    return Plot(figure, "Signal to quantization noise, layer by layer", footer, pd.DataFrame(long))
