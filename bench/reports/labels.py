@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -39,10 +39,12 @@ def place(
     labels: Sequence[Label],
     points: Sequence[tuple[float, float]],
     thin: Sequence[tuple[float, float]] = (),
+    edges: Sequence[tuple[float, float]] = (),
 ) -> int:
     """Draw the labels in their order, the first have the choice; the number of those placed.
 
-    They keep clear of the markers at `points` and of what runs through the places `thin`.
+    They keep clear of the markers at `points`, of what runs through the places `thin` and of the line of level and
+    upright pieces through `edges`.
 
     The layout must be final: limits set, and `made` drawn once.
     """
@@ -52,6 +54,10 @@ def place(
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in at]
     lines = [axes.transData.transform(point) for point in thin]
     taken += [Bbox.from_extents(x - pixel, y - pixel, x + pixel, y + pixel) for x, y in lines]
+    corners = [axes.transData.transform(point) for point in edges]
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        left, right, low, high = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+        taken.append(Bbox.from_extents(left - pixel, low - pixel, right + pixel, high + pixel))
     frame = axes.get_window_extent()
     placed = 0
     for label in labels:

@@ -8,7 +8,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from bench.reports import style
 from bench.reports.frames import Run
@@ -161,6 +162,26 @@ def test_names_of_points_do_not_overlap_and_stay_inside(name: str) -> None:
         frame = axes.get_window_extent()
         assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 for b in boxes)
     assert found >= 10
+
+
+@pytest.mark.usefixtures("styled")
+@pytest.mark.parametrize("name", ["pareto-encoder", "pareto-causal"])
+def test_no_name_is_cut_or_struck_through_by_the_front(name: str) -> None:
+    drawn = PLOTS[name](Run(sample()))
+    assert drawn is not None
+    renderer = drawn.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for axes in drawn.figure.axes[:2]:
+        (stair,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+        path = [axes.transData.transform(place) for place in zip(*stair.get_data(), strict=True)]
+        boxes = []
+        for text in (t for t in axes.texts if isinstance(t, Annotation)):
+            assert not text.get_text().endswith("…")
+            text.update_positions(renderer)
+            boxes.append(Text.get_window_extent(text, renderer))
+        assert boxes
+        for (x0, y0), (x1, y1) in pairwise(path):
+            level, upright = Bbox.from_extents(x0, y0, x1, y0), Bbox.from_extents(x1, min(y0, y1), x1, max(y0, y1))
+            assert not [1 for box in boxes for piece in (level, upright) if box.overlaps(piece)]
 
 
 @pytest.mark.usefixtures("styled")

@@ -8,6 +8,7 @@ accuracy against the unquantized model, or the share of tokens whose most likely
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -118,7 +119,7 @@ def pareto(run: Run, kind: str) -> Plot | None:
         return None
     judged, judged_label, losses = lost(kind, rows, run.text)
     lower, near = points_of(rows, losses), close_up(upper)
-    heights = [3.6, *([3.0] if near else []), *([2.3] if lower else [])]
+    heights = [3.6, *([4.6] if near else []), *([2.3] if lower else [])]
     figure, grid = style.figure(sum(heights) + 1.3, len(heights), 1, gridspec_kw={"height_ratios": heights})
     panels = [line[0] for line in grid]
     front = [upper[i] for i in pareto_front([(p.bits, p.loss) for p in upper])]
@@ -153,9 +154,9 @@ def pareto(run: Run, kind: str) -> Plot | None:
     outside = [p for p in upper if p not in near]
     worst = sorted(outside, key=lambda p: -p.loss)[:4]
     chosen = [p for p in outside if p in worst or p in front or p.row.family in NOTABLE]
-    label(figure, panels[0], [p for p in front if p in outside], chosen, upper)
+    label(figure, panels[0], [p for p in front if p in outside], chosen, upper, front)
     if near:
-        label(figure, panels[1], [p for p in front if p in near], near, near)
+        label(figure, panels[1], [p for p in front if p in near], near, near, front)
     zero = len(ranked) - len(upper)
     note = f"{zero} with no distance at all not drawn above" if zero else ""
     notes = " · ".join(t for t in (footer(run, rows, (name, judged)), note, "bars are 95 % intervals") if t)
@@ -170,11 +171,20 @@ def lost(kind: str, rows: list[Row], text: str) -> tuple[str, str, list[Stat]]:
     return name, "top-1 changed\n(% of tokens)", [r.metric(name).map(-1.0, 100.0) for r in rows]
 
 
-def label(figure: Figure, axes: Axes, first: list[Point], others: list[Point], drawn: list[Point]) -> None:
+def label(
+    figure: Figure, axes: Axes, first: list[Point], others: list[Point], drawn: list[Point], front: list[Point]
+) -> None:
     """Names of the front, then of the families one asks about, then of all for which there is room."""
     rest = sorted((p for p in others if p not in first), key=lambda p: (p.row.family not in NOTABLE, -p.loss))
-    names = [Label(p.bits, p.loss, plot_text(p.row.method, 26), style.ink(p.row.family)) for p in (*first, *rest)]
-    place(figure, axes, names, [(p.bits, p.loss) for p in drawn], [along for p in drawn for along in whisker(p)])
+    names = [Label(p.bits, p.loss, plot_text(p.row.method), style.ink(p.row.family)) for p in (*first, *rest)]
+    thin = [along for p in drawn for along in whisker(p)]
+    place(figure, axes, names, [(p.bits, p.loss) for p in drawn], thin, corners(front))
+
+
+def corners(front: list[Point]) -> list[tuple[float, float]]:
+    """The places between which the stair of the front is level or upright."""
+    level = [[(a.bits, a.loss), (b.bits, a.loss)] for a, b in pairwise(front)]
+    return [*(place for pair in level for place in pair), *((p.bits, p.loss) for p in front[-1:])]
 
 
 def whisker(point: Point) -> list[tuple[float, float]]:
