@@ -6,7 +6,7 @@ cache folder, so that cells of any process pair with the very same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -140,10 +140,12 @@ def fit(
     lr: float,
     measured: nn.Module | None = None,
     loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+    shares: Mapping[nn.Parameter, float] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train `module` in place on the task; the record's `training` and `training_memory` groups.
 
-    `loss` is what is trained on (default: the task's).
+    `loss` is what is trained on (default: the task's); `shares` are the parts of `lr` that parameters train at, all of
+    it by default.
 
     The memory is that of one step of `measured` (default: `module`) on the largest batch of a pass, before the
     training. `measured` may share parameters with `module`: they are put back.
@@ -158,10 +160,11 @@ def fit(
         measured,
         lambda: task.loss(measured, largest),
         parameters,
-        make_optimizer=lambda ps: optimizer_of(ps, schedule),
+        make_optimizer=lambda ps: optimizer_of(ps, schedule, shares),
     )
     memory |= {"batch": largest.input_ids.shape[0], "tokens": largest.input_ids.numel()}
-    trained = train(module, loss or task.loss, task.batches(setting.model, p, setting.seed), schedule, setting.seed)
+    batches = task.batches(setting.model, p, setting.seed)
+    trained = train(module, loss or task.loss, batches, schedule, setting.seed, shares)
     measured.eval()
     module.eval()
     return trained.record(), memory

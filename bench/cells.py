@@ -2,7 +2,7 @@
 
     untouched, features, prompt, full, lora   memory, training, training_memory, accuracy
     beneath                                   memory (with the file and the entropy of the codes), accuracy, weights
-    qlora, loftq, qpissa, eora, distill       memory, training (with its start), training_memory, accuracy
+    qlora, loftq, ..., chained, distill       memory, training (with its start), training_memory, accuracy
     gradual                                   as qlora; training_memory holds the dense weights too
     qlora, qa-lora                            also merge_audit
     merge                                     memory, accuracy

@@ -2,11 +2,13 @@
 
     qlora                   the adapter starts at zero (Dettmers et al. 2023, arXiv 2305.14314)
     loftq, qpissa, eora     it starts from what the quantizer left: see `quant.init`
+    chained                 the same layer after layer, what earlier layers lost included: see `quant.init.sequence`
     qa-lora                 it reads sums over groups of inputs and merges into the zero points: see `quant.pooled`
     distill                 as `qlora`, trained on KL(baseline || model) of the logits in place of the task's loss
 
-The learning rate is that of `lora`, but scaled down where the factors start large (see `rate_share`): at the full rate
-LoftQ and QA-LoRA diverge in the first steps. `training.lr` is what was used.
+The learning rate is that of `lora`, but factors that start large have a share of it (see `bench.pace`): at the full
+rate LoftQ and QA-LoRA diverge in the first steps. `training.lr` is the rate, `lr_a` and `lr_b` are the means over the
+layers of what their factors had.
 
 Fields of the quantized weight that its method calls trainable learn along with the adapter. The record's
 `training.start` holds the metrics before the first step; an encoder's head is untrained then, as in `lora`, and what
@@ -31,12 +33,12 @@ from bench.calibration import calibration_of
 from bench.data import Batch
 from bench.judge import judged, said, without_items
 from bench.merge_audit import merge_audit
+from bench.pace import shares
 from quant import Quantizer
-from quant.init import INITS, quantize_with_lora
+from quant.init import INITS, quantize_with_lora, start_in_sequence
 from quant.linear import QuantizedLinear
-from quant.lora import LoRALayer, adapted, add_lora
+from quant.lora import adapted, add_lora
 from quant.modules import linears, share
-from quant.pooled import PooledLoRALayer
 
 __all__ = ["QLORA", "distilled", "start_of"]
 
@@ -54,38 +56,17 @@ def _trained(
     for layer in _quantized_layers(module):
         layer.engine = "dense"
     start = start_of(setting, module)
-    rate = setting.rates.lora * rate_share(module)
-    training, memory = fit(setting, module, rate, measured=packed, loss=loss)
+    rate, slower = setting.rates.lora, shares(module)
+    training, memory = fit(setting, module, rate, measured=packed, loss=loss, shares=slower)
     training |= {"start": start, "objective": "task" if loss is None else "kl", "lr": rate}
+    for factor in ("A", "B"):
+        used = [slower.get(getattr(layer.lora, factor), 1.0) for layer in adapted(module).values()]
+        training[f"lr_{factor.lower()}"] = rate * sum(used) / len(used)
     outputs, audit = None, None
     if audited is not None:
         outputs = said(setting, module, True, keep=True)
         audit = merge_audit(setting, module, audited, outputs)
     return Adapted(module, packed, training=training, training_memory=memory, merge_audit=audit, said=outputs, kin=True)
-
-
-def rate_share(module: nn.Module) -> float:
-    """The share of the learning rate at which the first step moves the weights no farther than that of `qlora`.
-
-    A step of AdamW moves every entry of A [r, k] and B [n, r] by the rate, so the product by no more, in the Frobenius
-    norm, than the rate times sqrt(r) (sqrt(n) ||A|| + sqrt(k) ||B||); with B = 0 and the A of `qlora`, ||A||^2 = r / 3,
-    by r sqrt(n / 3). What a pooled adapter does counts once for each column of a group.
-    """
-    reach = plain = 0.0
-    for layer in adapted(module).values():
-        assert isinstance(layer.lora, LoRALayer | PooledLoRALayer)
-        n, k, rank = layer.out_features, layer.in_features, layer.lora.config.rank
-        a, b = float(layer.lora.A.detach().norm()), float(layer.lora.B.detach().norm())
-        columns = k / layer.lora.A.shape[1]
-        reach += rank**0.5 * columns**0.5 * (n**0.5 * a + layer.lora.A.shape[1] ** 0.5 * b)
-        plain += rank * (n / 3) ** 0.5
-    return min(1.0, plain / reach) if any_moved(module) else 1.0
-
-
-def any_moved(module: nn.Module) -> bool:
-    """Whether an adapter starts otherwise than that of `qlora`, at zero and not pooled."""
-    loras = [layer.lora for layer in adapted(module).values()]
-    return any(isinstance(lora, PooledLoRALayer) or bool(lora.B.detach().any()) for lora in loras)  # type: ignore[union-attr, operator]
 
 
 def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
@@ -113,6 +94,26 @@ def _started(init: str, setting: Setting, quantizer: Quantizer) -> Adapted:
     known = calibration_of(setting, quantizer, also=INITS[init].needs)
     packed = quantize_with_lora(wrapped, quantizer, lora_config(setting), init, known, skip=skip)
     return _trained(setting, packed)
+
+
+def _chained(setting: Setting, quantizer: Quantizer) -> Adapted:
+    packed = start_in_sequence(
+        setting.task.wrap(setting.model, setting.seed),
+        quantizer,
+        lora_config(setting),
+        all_texts(setting),
+        forward=setting.task.forward,
+        mask=lambda batch: batch.attention_mask,
+        skip=setting.protocol.skip,
+    )
+    return _trained(setting, packed)
+
+
+def all_texts(setting: Setting) -> Batch:
+    """The texts of the calibration in a single batch."""
+    p = setting.protocol
+    (batch,) = setting.task.calibration_batches(setting.model, p, max(p.calibration_texts, p.calibration_windows))
+    return batch.to(setting.device)
 
 
 def _qa_lora(setting: Setting, quantizer: Quantizer) -> Adapted:
@@ -148,6 +149,7 @@ QLORA: dict[str, Callable[[Setting, Quantizer], Adapted]] = {
     "loftq": partial(_started, "loftq"),
     "qpissa": partial(_started, "qpissa"),
     "eora": partial(_started, "eora"),
+    "chained": _chained,
     "qa-lora": _qa_lora,
     "distill": _distill,
 }

@@ -1,13 +1,14 @@
 """The training loop: AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), linear warm-up, linear decay to zero.
 
-Weight decay acts on matrices, those of an adapter included, and not on biases, norms and other vectors.
+Weight decay acts on matrices, those of an adapter included, and not on biases, norms and other vectors. A parameter
+may have a share of the learning rate of its own.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -70,17 +71,18 @@ def train(
     batches: Iterable[Batch],
     schedule: Schedule,
     seed: int,
+    shares: Mapping[nn.Parameter, float] | None = None,
 ) -> Trained:
     """Train the parameters of `model` that require a gradient, in place, for `schedule.steps` batches.
 
-    `batches` is passed over again when it ends. `seed` decides dropout. Raises ArithmeticError when a loss is not
-    finite and ValueError when there is nothing to train.
+    `batches` is passed over again when it ends. `seed` decides dropout, `shares` as in `optimizer_of`. Raises
+    ArithmeticError when a loss is not finite and ValueError when there is nothing to train.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     device = trained[0].device if trained else torch.device("cpu")
     if not trained:
         raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
-    optimizer = optimizer_of(trained, schedule)
+    optimizer = optimizer_of(trained, schedule, shares)
     rate = LambdaLR(optimizer, schedule.factor)
     losses: list[float] = []
     tokens = 0
@@ -106,12 +108,21 @@ def train(
     return Trained(tuple(losses), tokens, time.perf_counter() - begin, sum(p.numel() for p in trained))
 
 
-def optimizer_of(parameters: Sequence[nn.Parameter], schedule: Schedule) -> AdamW:
-    """AdamW over `parameters` with the weight decay of `schedule` on matrices only."""
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW([g for g in groups if g["params"]], lr=schedule.lr)
+def optimizer_of(
+    parameters: Sequence[nn.Parameter], schedule: Schedule, shares: Mapping[nn.Parameter, float] | None = None
+) -> AdamW:
+    """AdamW over `parameters` with the weight decay of `schedule` on matrices only.
+
+    `shares` are the parts of the schedule's learning rate that parameters train at; those that it lacks have all of it.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in parameters:
+        decay, share = schedule.weight_decay if p.ndim >= 2 else 0.0, (shares or {}).get(p, 1.0)
+        groups.setdefault((decay, share), []).append(p)
+    return AdamW(
+        [{"params": ps, "weight_decay": decay, "lr": schedule.lr * share} for (decay, share), ps in groups.items()],
+        lr=schedule.lr,
+    )
 
 
 def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:

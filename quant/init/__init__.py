@@ -7,6 +7,18 @@ from quant.init.lq import LQ
 from quant.init.model import quantize_with_lora
 from quant.init.plain import Plain
 from quant.init.qpissa import QPiSSA
+from quant.init.sequence import start_in_sequence
 from quant.init.table import INITS
 
-__all__ = ["INITS", "LQ", "EoRA", "Init", "LoftQ", "Plain", "QPiSSA", "Start", "quantize_with_lora"]
+__all__ = [
+    "INITS",
+    "LQ",
+    "EoRA",
+    "Init",
+    "LoftQ",
+    "Plain",
+    "QPiSSA",
+    "Start",
+    "quantize_with_lora",
+    "start_in_sequence",
+]

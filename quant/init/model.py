@@ -55,7 +55,7 @@ def quantize_with_lora(
     for name, adapter in adapted(out).items():
         start = starts.get(first.get(name, name))
         if start is not None and isinstance(adapter.lora, LoRALayer):
-            _put(adapter.lora, start)
+            put(adapter.lora, start)
     return out
 
 
@@ -72,7 +72,7 @@ def _found(init: str | Init) -> Init:
     return INITS[init]
 
 
-def _put(lora: LoRALayer, start: Start) -> None:
+def put(lora: LoRALayer, start: Start) -> None:
     """`start` in the factors of `lora`, directions that it does not use as they are."""
     used = start.B.abs().amax(0) > 0
     root = lora.config.scaling**0.5

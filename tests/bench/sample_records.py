@@ -219,13 +219,21 @@ def accuracy(model: str, order: str, worse: float, rng: random.Random) -> dict[s
     kl = 30 * worse
     grown = math.exp(min(kl * 0.7, 9))
     return {
-        "perplexity_wiki": compared(26.87 * grown, 1.2 * grown, 4096, 26.87 * (grown - 1), 0.3 * grown),
-        "perplexity_reviews": compared(40.1 * grown, 1.9 * grown, 4096, 40.1 * (grown - 1), 0.4 * grown),
+        "perplexity_wiki": perplexity(26.87, grown, 1.2, 0.3),
+        "perplexity_reviews": perplexity(40.1, grown, 1.9, 0.4),
         "kl_wiki": stat(kl, 0.03 * kl, 4096),
         "kl_reviews": stat(1.1 * kl, 0.03 * kl, 4096),
         "top1_wiki": stat(1 / (1 + kl), 0.012, 4096),
         "top1_reviews": stat(1 / (1.1 + kl), 0.012, 4096),
     }
+
+
+def perplexity(base: float, grown: float, half: float, delta_half: float) -> dict[str, Any]:
+    """`grown` times `base`; the half-widths are those at `grown` = 1."""
+    ends = {
+        f"ratio{end}": grown * (1 + sign * delta_half / base) for end, sign in (("", 0), ("_low", -1), ("_high", 1))
+    }
+    return compared(base * grown, half * grown, 4096, base * (grown - 1), delta_half * grown) | ends
 
 
 def weights(model: str, family: str, error: float, rng: random.Random) -> dict[str, Any]:

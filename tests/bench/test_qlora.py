@@ -12,8 +12,9 @@ from bench import baseline
 from bench.adapted import lora_config, quantized_of, with_baseline
 from bench.baseline import setting_of
 from bench.cells import execute
+from bench.pace import shares
 from bench.protocol import QUICK
-from bench.qlora import QLORA, distilled, rate_share
+from bench.qlora import QLORA, distilled
 from bench.schema import Cell
 from quant import METHODS, add_lora, quantize_model
 from quant.init import LoftQ, quantize_with_lora
@@ -68,8 +69,10 @@ def test_training_starts_from_what_is_recorded_and_moves(records, pair):
         name = "loss" if pair[0] == "tiny-encoder" else "perplexity_alice"
         assert record["training"]["start"][name]["value"] != record["accuracy"][name]["value"]
         rates = setting_of(*pair, QUICK, 0).rates
-        assert (record["training"]["lr"] == rates.lora) == (order in ("qlora", "distill"))
-        assert record["training"]["lr"] <= rates.lora
+        assert record["training"]["lr"] == rates.lora
+        used = {record["training"][name] for name in ("lr_a", "lr_b")}
+        assert (used == {rates.lora}) == (order in ("qlora", "distill"))
+        assert 0 < min(used) <= max(used) <= rates.lora
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -119,25 +122,41 @@ def test_what_is_distilled_is_the_divergence_from_the_teacher(pair):
         distilled(setting, teacher, 2)
 
 
-def test_the_rate_is_that_at_which_a_first_step_moves_the_weights_no_farther():
-    """By hand on one layer: the largest step of a product of factors whose entries all move by the rate."""
+def test_a_first_step_of_a_factor_moves_the_weights_no_farther_than_in_qlora():
+    """By hand on one layer: the largest step of a product when all entries of one factor move by the rate."""
     config = dataclasses.replace(lora_config(setting_of(*PAIRS[0], QUICK, 0)), also_train=(), rank=4)
     dense = torch.nn.Sequential(torch.nn.Linear(128, 64))
     dense[0].weight.data = gaussian(64, 128) * 20
-    plain = add_lora(dense, config)
-    assert rate_share(plain) == 1.0
-    started = quantize_with_lora(dense, METHODS[METHOD], config, LoftQ())
-    a, b = (f.detach() for f in (started[0].lora.A, started[0].lora.B))
-    share = rate_share(started)
-    steps = [
-        torch.randint(0, 2, f.shape, generator=torch.Generator().manual_seed(i)) * 2.0 - 1 for i, f in enumerate((a, b))
-    ]
-    moved = float((share * (b @ steps[0] + steps[1] @ a)).norm())
-    aligned = float(share * 4**0.5 * (128**0.5 * b.norm() + 64**0.5 * a.norm()))
-    assert moved < aligned == pytest.approx(4 * (64 / 3) ** 0.5, rel=1e-4)
-    pooled = add_lora(
-        quantize_model(dense, METHODS[METHOD]),
-        dataclasses.replace(config, pooled=True),
-    )
+    assert shares(add_lora(dense, config)) == {}
+    lora = quantize_with_lora(dense, METHODS[METHOD], config, LoftQ())[0].lora
+    a, b = lora.A.detach(), lora.B.detach()
+    share = shares(quantize_with_lora(dense, METHODS[METHOD], config, LoftQ()))
+    assert len(share) == 2
+    share_a, share_b = share.values()
+    plain = 4 * (64 / 3) ** 0.5
+    # no step is farther than one that is aligned with the other factor, of rank one and all entries of one size
+    assert share_a * (4 * 128) ** 0.5 * float(b.norm()) == pytest.approx(plain, rel=1e-4)
+    assert share_b * (4 * 64) ** 0.5 * float(a.norm()) == pytest.approx(plain, rel=1e-4)
+    for seed in range(5):
+        signs = [torch.randn(f.shape, generator=torch.Generator().manual_seed(seed)).sign() for f in (a, b)]
+        assert float((share_a * b @ signs[0]).norm()) < plain
+        assert float((share_b * signs[1] @ a).norm()) < plain
+
+
+def test_a_pooled_factor_counts_once_for_each_column_of_a_group():
+    config = dataclasses.replace(lora_config(setting_of(*PAIRS[0], QUICK, 0)), also_train=(), rank=4, pooled=True)
+    dense = torch.nn.Sequential(torch.nn.Linear(128, 64))
+    pooled = add_lora(quantize_model(dense, METHODS[METHOD]), config)
+    share = shares(pooled)
+    assert share[pooled[0].lora.A] == 1.0
     size = float(pooled[0].lora.A.detach().norm())
-    assert rate_share(pooled) == pytest.approx((4 / 3) ** 0.5 / size / 64**0.5, rel=1e-4)
+    assert share[pooled[0].lora.B] == pytest.approx((4 / 3) ** 0.5 / size / 64**0.5, rel=1e-4)
+
+
+def test_a_small_start_learns_at_the_whole_rate_and_so_does_a_head():
+    config = dataclasses.replace(lora_config(setting_of(*PAIRS[0], QUICK, 0)), also_train=("1",), rank=4)
+    dense = torch.nn.Sequential(torch.nn.Linear(128, 64), torch.nn.Linear(64, 2))
+    dense[0].weight.data *= 1e-3
+    started = quantize_with_lora(dense, METHODS[METHOD], config, LoftQ(), skip=("1",))
+    assert set(shares(started).values()) == {1.0}
+    assert started[1].weight not in shares(started)

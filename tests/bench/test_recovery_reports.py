@@ -6,10 +6,13 @@ import math
 
 import pytest
 
+from bench.qlora import QLORA as QLORA_ORDERS
 from bench.reports import style
 from bench.reports.frames import Run
 from bench.reports.plots import PLOTS
+from bench.reports.plots.recovery import LOOKS
 from bench.reports.table import TABLES, Table
+from bench.reports.tables.recovery import STARTED
 from tests.bench.sample_records import QLORA, record, sample
 from tests.bench.sample_starts import STARTS
 
@@ -65,6 +68,11 @@ def test_records_without_a_start_or_an_audit_are_left_out() -> None:
         assert PLOTS["recovery"](Run(bare)) is None
 
 
+def test_every_way_to_start_looks_its_own_way() -> None:
+    assert set(LOOKS) == set(STARTED) == {*QLORA_ORDERS, "gradual"}
+    assert len(set(LOOKS.values())) == len(LOOKS)
+
+
 def test_the_plot_holds_start_and_end_of_every_adapter(run: Run) -> None:
     with style.style():
         drawn = PLOTS["recovery"](run)
@@ -78,3 +86,37 @@ def test_the_plot_holds_start_and_end_of_every_adapter(run: Run) -> None:
     assert row["end_metric"] == "perplexity_reviews_ratio"
     encoder = data[data["model"] == "minilm"]
     assert all(math.isfinite(v) for v in encoder["end"])
+
+
+def test_the_gap_is_a_share_of_that_of_a_plain_start(run: Run) -> None:
+    def gap(order: str, model: str = "minilm", end: str = "") -> float:
+        held = record(model, order, "nf2")["accuracy"]
+        if model == "minilm":
+            return held["loss"][f"delta{end}"]
+        return math.log(held["perplexity_reviews"][f"ratio{end}"])
+
+    for name, model in (("recovery-encoder", "minilm"), ("recovery-causal", "smollm2")):
+        frame = made(run, "recovery")[name].frame
+        rows = frame[frame["method"] == "nf2"].set_index("order")
+        assert rows["gap_share_of_qlora"]["qlora"] == 1.0
+        assert rows["gap_nats"]["eora"] == pytest.approx(gap("eora", model))
+        assert rows["gap_share_of_qlora"]["eora"] == pytest.approx(gap("eora", model) / gap("qlora", model))
+        for end, other in (("_low", "_high"), ("_high", "_low")):  # as far as both intervals allow
+            want = gap("eora", model, end) / gap("qlora", model, other)
+            assert rows[f"gap_share_of_qlora{end}"]["eora"] == pytest.approx(want)
+    alone = [r for r in sample() if r["cell"]["order"] != "qlora"]
+    assert made(Run(alone), "recovery")["recovery-encoder"].frame["gap_share_of_qlora"].isna().all()
+
+
+def test_the_gap_of_seeds_is_the_mean_of_their_losses() -> None:
+    """Not the logarithm of the mean perplexity, which the worst seed decides."""
+    held = [record("smollm2", order, "nf2", seed) for order in ("qlora", "eora") for seed in (0, 1)]
+    for r in held:
+        if r["cell"]["seed"]:
+            for end in ("", "_low", "_high"):
+                r["accuracy"]["perplexity_reviews"][f"ratio{end}"] *= 10
+    frame = made(Run(held), "recovery")["recovery-causal"].frame.set_index("order")
+    gaps = [math.log(r["accuracy"]["perplexity_reviews"]["ratio"]) for r in held if r["cell"]["order"] == "eora"]
+    assert frame["gap_nats"]["eora"] == pytest.approx(sum(gaps) / 2)
+    spread = 1.959964 * math.log(10) / 2  # of the mean of two, ln 10 apart
+    assert frame["gap_nats_high"]["eora"] - frame["gap_nats"]["eora"] == pytest.approx(spread, rel=0.01)

@@ -59,6 +59,18 @@ def test_weight_decay_acts_on_matrices_only():
     assert by_decay[0.0] == [module.linear.bias]
 
 
+def test_a_parameter_trains_at_its_share_of_the_rate():
+    module, schedule = Line(), Schedule(4, 1e-3, 0.0, 0.0)
+    share = {module.linear.weight: 0.25}
+    groups = optimizer_of(list(module.parameters()), schedule, share).param_groups
+    assert {g["lr"]: g["params"] for g in groups} == {2.5e-4: [module.linear.weight], 1e-3: [module.linear.bias]}
+    before = {p: p.detach().clone() for p in module.parameters()}
+    train(module, loss_of, batches(1), Schedule(1, 1e-3, 0.0, 0.0), 0, share)
+    # the first step of AdamW moves every entry that has a gradient by its rate
+    moved = [float((p.detach() - old).abs().max()) for p, old in before.items()]
+    assert moved == pytest.approx([2.5e-4, 1e-3], rel=1e-3)
+
+
 def test_training_lowers_the_loss_and_counts_what_it_did():
     module = Line()
     done = train(module, loss_of, batches(), Schedule(60, 0.1, 0.0, 0.1), seed=0)

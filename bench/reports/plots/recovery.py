@@ -26,21 +26,16 @@ from bench.reports.tables.recovery import STARTED, judged, start_of, started
 from bench.schema import METRICS
 
 FEWEST = 2  # trained adapters that are worth a panel
-LOOKS = dict(
-    zip(
-        STARTED,
-        (
-            ("#555555", "o"),
-            ("#0072b2", "s"),
-            ("#d55e00", "^"),
-            ("#009e73", "D"),
-            ("#cc79a7", "P"),
-            ("#e69f00", "v"),
-            ("#000000", "<"),
-        ),
-        strict=True,
-    )
-)
+LOOKS = {
+    "qlora": ("#555555", "o"),
+    "loftq": ("#0072b2", "s"),
+    "qpissa": ("#d55e00", "^"),
+    "eora": ("#009e73", "D"),
+    "chained": ("#56b4e9", "X"),
+    "qa-lora": ("#cc79a7", "P"),
+    "distill": ("#e69f00", "v"),
+    "gradual": ("#000000", "<"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,7 @@ def recovery(run: Run) -> Plot | None:
     orders = [o for o in STARTED if any(p.row.order == o for shown in panels.values() for p in shown)]
     entries = [Line2D([], [], color=LOOKS[o][0], marker=LOOKS[o][1], ls="", ms=7, label=o) for o in orders]
     title = "What a new adapter recovers, by how it starts"
-    style.legend(made, title, entries, columns=6)
+    style.legend(made, title, entries, columns=7)
     made.supxlabel(" \n ", fontsize=style.SMALL)  # room for the footer: the layout must be final for the labels
     made.canvas.draw()
     for shown, (axes,) in zip(panels.values(), grid, strict=True):

@@ -1,5 +1,8 @@
 """`recovery`: how much of what quantization took a new adapter gives back, by how it starts and what it is trained on.
 
+The gap is the loss (of a causal model the mean over tokens, the logarithm of the perplexity) above that of LoRA on the
+unquantized weights; it is also given as a share of the gap of `qlora` over the same base, whose adapter starts at zero.
+
 Before the first step the record holds the distance to the unquantized model (`training.start`); after the last one
 what every record holds. Differences are to LoRA on the unquantized weights, paired on the same items; a share of 1 of
 the starting distance left would be an adapter that recovers nothing.
@@ -7,18 +10,19 @@ the starting distance left would be an adapter that recovers nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
 
 from bench.reports.caption import caption
-from bench.reports.frames import Row, Run
-from bench.reports.stats import Stat
+from bench.reports.frames import Row, Run, dig
+from bench.reports.stats import Stat, number_or_none, pool
 from bench.reports.table import Column, Table, put, table
 from bench.reports.tables.methods import delta_key, key_of
 from bench.schema import METRICS
 
-STARTED = ("qlora", "loftq", "qpissa", "eora", "qa-lora", "distill", "gradual")
+STARTED = ("qlora", "loftq", "qpissa", "eora", "chained", "qa-lora", "distill", "gradual")
 
 
 def judged(run: Run, kind: str) -> tuple[str, str, str]:
@@ -39,6 +43,41 @@ def started(run: Run, kind: str) -> list[Row]:
     return sorted(rows, key=lambda r: (r.model, r.task, _bits(r), r.method, STARTED.index(r.order)))
 
 
+def gap_of(row: Row, trained: str, kind: str) -> Stat:
+    """The loss (nats) above that of LoRA on the unquantized weights, pooled over the seeds."""
+    if kind == "encoder":
+        return row.metric(trained).difference
+    found = [dig(record, "accuracy", trained) for record in row.records]
+    return pool([log_ratio(metric) if isinstance(metric, dict) else Stat() for metric in found])
+
+
+def log_ratio(metric: dict[str, Any]) -> Stat:
+    """The logarithm of the paired ratio that a perplexity has beside its difference, unknown where it has none."""
+    ends = [number_or_none(metric.get(f"ratio{end}")) for end in ("", "_low", "_high")]
+    return Stat(*(math.log(end) if end is not None and end > 0 else None for end in ends))
+
+
+def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
+    """The gap as a share of that of `qlora` over the same base, task and seeds; unknown where that is not above 0.
+
+    The interval reaches from the low end of one over the high end of the other to the reverse: wider than it need be,
+    as both are of the same items.
+    """
+    plain = run.find(row, "qlora")
+    if plain is None or plain.task != row.task or plain.seeds != row.seeds:
+        return Stat()
+    gap, whole = gap_of(row, trained, kind), gap_of(plain, trained, kind)
+    if gap.value is None or whole.value is None or whole.value <= 0:
+        return Stat()
+    if row.order == "qlora":
+        return Stat(1.0)
+    share = gap.value / whole.value
+    if gap.low is None or gap.high is None or whole.low is None or whole.high is None or whole.low <= 0:
+        return Stat(share)
+    ends = [g / w for g in (gap.low, gap.high) for w in (whole.low, whole.high)]
+    return Stat(share, min(ends), max(ends))
+
+
 def _bits(row: Row) -> float:
     return row.number("memory", "bits_per_weight") or 0.0
 
@@ -53,6 +92,8 @@ def fill(run: Run, row: Row, kind: str) -> dict[str, Any]:
     for metric in dict.fromkeys((trained, after, "accuracy")):
         put(out, key_of(metric), row.metric(metric))
         put(out, delta_key(metric), row.metric(metric).difference)
+    put(out, "gap_nats", gap_of(row, trained, kind))
+    put(out, "gap_share_of_qlora", share_of(run, row, trained, kind))
     return out
 
 
@@ -75,6 +116,8 @@ def recovery(run: Run) -> list[Table]:
             Column(f"start: {METRICS[far].heading}", f"start_{key_of(far)}", keep=6),
             Column(f"trained: {METRICS[trained].heading}{unit}", key_of(trained), keep=5),
             Column(f"Δ {METRICS[trained].heading} to LoRA", delta_key(trained), signed=True, keep=8),
+            *((Column("loss gap (nats)", "gap_nats", signed=True, keep=8),) if kind == "causal" else ()),
+            Column("gap, × qlora's", "gap_share_of_qlora", digits=2, keep=8),  # noqa: RUF001
             Column(f"trained: {METRICS[after].heading}", key_of(after), keep=7),
             Column("accuracy (%)", key_of("accuracy"), keep=4),
             Column("Δ accuracy to LoRA (points)", delta_key("accuracy"), signed=True, keep=6),
@@ -84,9 +127,11 @@ def recovery(run: Run) -> list[Table]:
         notes = (
             "Start: before the first step. The error of the weights is that of base plus adapter, over the adapted "
             "layers; a record without an interval for it has none, since nothing is sampled.",
-            "All orders train for the same steps on the same texts; the learning rate is scaled down where an adapter "
-            "starts large, so that a first step moves the weights no farther (`training.lr`). `distill` is trained on "
-            "the logits of the LoRA row. `gradual` starts from the unpruned base.",
+            "All orders train for the same steps on the same texts; factors that start large learn at a share of the "
+            "rate, so that a first step moves the weights no farther (`training.lr_a`, `lr_b`). `distill` is trained "
+            "on the logits of the LoRA row. `gradual` starts from the unpruned base.",
+            "The gap is the loss above that of LoRA on the unquantized weights (causal: of the logarithm of the "
+            "perplexity), as a share of that of `qlora` over the same base: below 0.5 the start halves it.",
         )
         title = f"What a new adapter recovers, {kind} models"
         made.append(Table(f"recovery-{kind}", title, columns, frame, caption(run, rows, metrics), notes))
