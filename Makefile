@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor bench bench-quick bench-full bench-peers bench-rates bench-sensitivity bench-kernels gpu report-kernels bench-static bench-gate bench-check report readme test lint sabotage clean clean-results
+.PHONY: help setup doctor bench bench-quick bench-full bench-peers bench-recovery bench-rates bench-sensitivity bench-kernels gpu report-kernels bench-static bench-gate bench-check report readme test lint sabotage clean clean-results
 
 help: ## this list
 	@echo "usage: make TARGET   (METHODS='nf4*,-*-g128' MODELS= TASKS= SEEDS= DEVICE= OUT= ARGS= select; NOVENV=1 PYTHON= skip set-up)"
@@ -56,6 +56,9 @@ bench-full: $(READY) ## every method on both models, QLoRA too, three seeds (man
 
 bench-peers: $(READY) ## other libraries' quantizers beside ours (needs: .venv/bin/pip install -e '.[peers]'; 6 minutes)
 	$(PY) -m bench run peers $(SELECT)
+
+bench-recovery: $(READY) ## what a new adapter recovers at two bits, by how it starts, on three seeds (about 25 minutes; resumes)
+	$(PY) -m bench run recovery $(SELECT)
 
 bench-rates: $(READY) ## every method at its measured bits against the rate-distortion bound (under a minute; resumes)
 	$(PY) -m bench.rates $(ARGS)
