@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from quant import METHODS, LoRAConfig, QuantizedLinear
 from quant.calibrate import calibrate
-from quant.init import EoRA, quantize_with_lora, start_in_sequence
+from quant.init import quantize_with_lora, start_in_sequence
 from quant.init.sequence import DAMPING, best_for
 from quant.lora import adapted
 from tests.quant.samples import gaussian
@@ -65,7 +65,7 @@ def test_over_an_exact_base_nothing_is_to_be_made_good() -> None:
 
 def test_later_layers_make_good_what_earlier_ones_lost() -> None:
     known = calibrate(Net(), [texts()], {"second_moment"})
-    apart = quantize_with_lora(Net(), METHODS[METHOD], CONFIG, EoRA(5), known)
+    apart = quantize_with_lora(Net(), METHODS[METHOD], CONFIG, "eora", known)
     started = start_in_sequence(Net(), METHODS[METHOD], CONFIG, texts())
     assert error(started, texts()) < 0.9 * error(apart, texts())
     assert error(started, texts(1)) < 0.95 * error(apart, texts(1))  # texts that it has not seen
