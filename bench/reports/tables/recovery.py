@@ -53,8 +53,9 @@ def gap_of(row: Row, trained: str, kind: str) -> Stat:
 
 def log_ratio(metric: dict[str, Any]) -> Stat:
     """The logarithm of the paired ratio that a perplexity has beside its difference, unknown where it has none."""
-    ends = [number_or_none(metric.get(f"ratio{end}")) for end in ("", "_low", "_high")]
-    return Stat(*(math.log(end) if end is not None and end > 0 else None for end in ends))
+    ends = (number_or_none(metric.get(f"ratio{end}")) for end in ("", "_low", "_high"))
+    value, low, high = (math.log(end) if end is not None and end > 0 else None for end in ends)
+    return Stat(value, low, high)
 
 
 def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
