@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor bench bench-quick bench-full bench-peers bench-recovery bench-rates bench-sensitivity bench-kernels gpu report-kernels bench-static bench-gate bench-check report readme test lint sabotage clean clean-results
+.PHONY: help setup doctor bench bench-quick bench-full bench-peers bench-recovery bench-rates bench-sensitivity bench-kernels gpu report-kernels bench-static bench-gate bench-check report readme stale test lint sabotage clean clean-results
 
 help: ## this list
 	@echo "usage: make TARGET   (METHODS='nf4*,-*-g128' MODELS= TASKS= SEEDS= DEVICE= OUT= ARGS= select; NOVENV=1 PYTHON= skip set-up)"
@@ -90,6 +90,9 @@ report: $(READY) ## tables and plots again from the records of OUT (seconds)
 readme: $(READY) ## the README's tables and figures from the committed records
 	$(PY) -m bench.reports readme results/cpu-2-cores README.md
 	$(PY) -m tests.paper_claims README.md
+
+stale: $(READY) ## which committed figures are of code that has changed since, and must be measured again (seconds)
+	@$(PY) -m tests.stale_results
 
 # files of tests side by side, one a core, each with one thread, where pytest-xdist is there
 SPREAD = $(shell $(PY) -c 'import os, xdist; print("-n", len(os.sched_getaffinity(0)), "--dist loadfile")' 2>/dev/null)

@@ -1,0 +1,89 @@
+"""Which committed figures are of code that means something else now: `python -m tests.stale_results`, `make stale`.
+
+What a method's figures depend on is `bench.key.sources_of`. A file counts as changed since the commit of a record when
+its syntax tree differs, docstrings left out: comments and wording make no figure stale. Judged cells run decoded
+weights on a CPU, so Triton kernels and engines count for times only.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from bench.key import NOT_MEASURING, file_hashes, sources_of
+from bench.records import Record
+from bench.reports.readme import load
+from quant import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results" / "cpu-2-cores"
+TIMES_ONLY = ("kernels/", "quant/engines/")
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def meaning(source: str) -> str:
+    """The syntax tree of `source` without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+@lru_cache
+def changed_since(commit: str) -> frozenset[str]:
+    """The files that were there at `commit` and mean something else now; a new file decides nothing by itself."""
+    done = git("diff", "--name-only", "--no-renames", "--diff-filter=MD", commit, "--", "bench", "kernels", "quant")
+    assert done.returncode == 0, done.stderr
+    out = set()
+    for name in done.stdout.split():
+        now = ROOT / name
+        if name.split("/")[1] in NOT_MEASURING:
+            continue
+        if name.endswith(".py") and not (
+            now.exists() and meaning(git("show", f"{commit}:{name}").stdout) == meaning(now.read_text("utf-8"))
+        ):
+            out.add(name)
+    return frozenset(out)
+
+
+def stale(record: Record) -> list[str]:
+    """The changed files that the figures of `record` depend on; one that is gone may have been any method's."""
+    files = sources_of(METHODS[record["cell"]["method"]], file_hashes())
+    timed = record["cell"]["order"] == "speed"
+    gone = {name for name in changed_since(record["provenance"]["commit"]) if not (ROOT / name).exists()}
+    found = {name for name in changed_since(record["provenance"]["commit"]) if name in files} | gone
+    return sorted(name for name in found if timed or not name.startswith(TIMES_ONLY))
+
+
+def told(records: Sequence[Record]) -> list[str]:
+    """A line for every set of changed files: how many cells depend on it."""
+    by_files: defaultdict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if files := stale(record):
+            by_files[", ".join(files)].append("/".join(map(str, record["cell"].values())))
+    return [f"{len(cells)} cells, as {cells[0]}: changed since: {files}" for files, cells in by_files.items()]
+
+
+def main() -> int:
+    """1 and a line for each set of stale cells; 0 when none is; 2 where the history lacks the records' commit."""
+    records = load(RESULTS)
+    for commit in {r["provenance"]["commit"] for r in records}:
+        if git("cat-file", "-e", f"{commit}^{{commit}}").returncode:
+            print(f"error: commit {commit[:12]} is not in this copy of the history; fetch all of it", file=sys.stderr)
+            return 2
+    found = told(records)
+    print("\n".join(["measure again (make bench), these are stale:", *found] if found else ["no figure is stale"]))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
