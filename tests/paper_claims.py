@@ -44,6 +44,7 @@ CLAIMS = (
     ("HIGGS", "higgs-4bit", "nf4-g64-dq"),
     ("GuidedQuant", "lnq-3bit", "squeezellm-3bit"),
     ("SparseGPT", "sparsegpt-50", "prune-50"),
+    ("SparseGPT", "sparsegpt-50", "wanda-50"),
     ("Wanda", "wanda-50", "prune-50"),
     ("OWL", "owl-wanda-70", "wanda-70"),
 )
