@@ -70,6 +70,38 @@ def test_the_values_of_a_pair_are_of_adjacent_columns_in_their_order(m: int) -> 
     assert torch.equal(got[:, 0], levels.flatten())
 
 
+def test_in_registers_the_values_of_a_pair_lie_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order in which the PTX look-ups of first and second values are joined; the look-up itself is stood in for.
+
+    That the PTX returns the levels of first and second codes is tested in `test_decoding`.
+    """
+    small = interpreted("kernels.small")
+    decoding = interpreted("kernels.decoding")
+    assert small.units_of.fn.__globals__ is vars(decoding)
+    from triton import language as tl
+
+    def looked_up(packed: Any, planes: Any) -> Any:
+        def level(code: Any) -> Any:
+            word = tl.full(code.shape, 0, tl.int32)
+            for i in range(4):
+                high = planes[i] >> (8 * (code & 3)) & 255
+                low = planes[4 + i] >> (8 * (code & 3)) & 255
+                word = tl.where(code >> 2 == i, high * 256 + low, word)
+            return word.to(tl.int16)
+
+        return level(packed.to(tl.int32) >> 4), level(packed.to(tl.int32) & 15)
+
+    monkeypatch.setattr(decoding, "_looked_up", looked_up)
+    for name in ("pairs_matmul", "pairs_grad"):
+        arguments = arguments_of(name, "w4-g1024-2x65x2048", torch.float16)
+        launch = recorded(PAIRS[name].triton, arguments)
+        for each in launch[1]:
+            if "PTX" in each.arguments:
+                object.__setattr__(each, "arguments", {**each.arguments, "PTX": True, "UPCAST": False})
+            each.run()
+        assert PAIRS[name].disagreement(launch[0], arguments) is None
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_of_the_product_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     op, arguments = PAIRS["pairs_matmul"], arguments_of("pairs_matmul", "w4-g64-17x", dtype)
