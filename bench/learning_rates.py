@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bench.adapt import adapt
@@ -29,6 +30,7 @@ from bench.data.base import register as register_corpus
 from bench.measure.stats import stat
 from bench.models import load
 from bench.protocol import Protocol
+from bench.provenance import provenance
 from bench.tasks import Outputs, Task
 from bench.tasks.classification import Classification
 from bench.tasks.language import Language
@@ -86,15 +88,23 @@ def losses(outputs: Outputs) -> list[float]:
     return [round(x, 6) for x in outputs["reviews.nll"].tolist()]
 
 
+def at_rate(protocol: Protocol, field: str, factor: float) -> Protocol:
+    """The protocol with the rate `field` at `factor` times its value, judged on more texts."""
+    changed: dict[str, Any] = {field: getattr(protocol, field) * factor, **SIZES}
+    return dataclasses.replace(protocol, **changed)
+
+
 def measure(model: str, order: str, field: str, factor: float, protocol: Protocol) -> Run:
     """One training at `factor` times the protocol's rate, and its validation losses."""
-    rate = getattr(protocol, field) * factor
-    changed: dict[str, Any] = {field: rate, **SIZES}
-    tried = dataclasses.replace(protocol, **changed)
+    tried = at_rate(protocol, field, factor)
+    rate = getattr(tried, field)
     loaded = load(model)
     task = task_of(loaded.kind)
     setting = Setting(loaded, task, tried, seed=0)
+    origin = provenance("cpu", torch.get_num_threads())
+    del origin["argv"]
     run = {"model": model, "order": order, "field": field, "factor": factor, "rate": rate}
+    run |= {"protocol": tried.settings(), "provenance": origin}
     try:
         adapted = adapt(order, setting, METHODS["fp32"])
     except ArithmeticError as error:  # it diverged, which is an answer
@@ -160,14 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = Protocol()
     for model, order, field in chosen:
         for factor in factors:
-            rate = getattr(protocol, field) * factor
-            if any((r["model"], r["order"], r["rate"]) == (model, order, rate) for r in runs):
+            tried = at_rate(protocol, field, factor)
+            if any((r["model"], r["order"], r["protocol"]) == (model, order, tried.settings()) for r in runs):
                 continue
             run = measure(model, order, field, factor, protocol)
             runs.append(run)
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(run) + "\n")
-            print(f"{model}/{order} {rate:.3g}: {_mean(run)}", flush=True)
+            print(f"{model}/{order} {run['rate']:.3g}: {_mean(run)}", flush=True)
     (options.out / "learning-rates.md").write_text(page(runs), encoding="utf-8")
     return 0
 

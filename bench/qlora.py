@@ -1,7 +1,7 @@
 """Orders that train a new adapter on a quantized base, for the same steps, on the same texts, from the same seeds.
 
     qlora                   the adapter starts at zero (Dettmers et al. 2023, arXiv 2305.14314)
-    loftq, qpissa, eora     it starts from what the quantizer left: see `quant.init`
+    loftq, qpissa, eora, lq it starts from what the quantizer left: see `quant.init`
     chained                 the same layer after layer, what earlier layers lost included: see `quant.init.sequence`
     qa-lora                 it reads sums over groups of inputs and merges into the zero points: see `quant.pooled`
     distill                 as `qlora`, trained on KL(baseline || model) of the logits in place of the task's loss
@@ -149,6 +149,7 @@ QLORA: dict[str, Callable[[Setting, Quantizer], Adapted]] = {
     "loftq": partial(_started, "loftq"),
     "qpissa": partial(_started, "qpissa"),
     "eora": partial(_started, "eora"),
+    "lq": partial(_started, "lq"),
     "chained": _chained,
     "qa-lora": _qa_lora,
     "distill": _distill,

@@ -54,6 +54,7 @@ ORDERS = {
     "loftq": "LoftQ: base and adapter fitted to the weight in turn, then trained as in `qlora`",
     "qpissa": "QPiSSA: the adapter starts as the principal part of the weight, the base holds the rest",
     "eora": "EoRA: the adapter starts as what corrects the quantized base where the inputs are large",
+    "lq": "LQ-LoRA: as LoftQ, rows and columns weighed by what they matter to the loss",
     "chained": "as `eora`, layer after layer: each adapter also makes good what the layers before it lost",
     "qa-lora": "QA-LoRA: an adapter on sums over groups of inputs, which merges into the zero points",
     "distill": "QLoRA trained on the logits of `lora` in place of the labels",

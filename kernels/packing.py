@@ -8,10 +8,17 @@ padded with zero bits. At 4 bits this is bitsandbytes' order (first value in the
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
 __all__ = ["pack", "pack_fitting", "packed_bytes", "unpack"]
+
+# so many codes, one in each byte, seen as one word: the first is the lowest on a little-endian machine
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+if sys.byteorder != "little":
+    raise ImportError("packed codes are read and written in words of a little-endian machine; this one is big-endian")
 
 
 def packed_bytes(k: int, bits: int) -> int:
@@ -46,17 +53,18 @@ def pack_fitting(codes: Tensor, bits: int) -> Tensor:
     k = codes.shape[-1]
     if bits == 8 or k == 0:
         return codes.clone() if bits == 8 else codes.new_empty(*codes.shape[:-1], 0)
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        cells = _cells(codes, per_byte)
-        out = cells[..., 0] << (8 - bits)
-        for i in range(1, per_byte):
-            out |= cells[..., i] << (8 - bits * (i + 1))
-        return out.contiguous()
-    cells = _cells(codes, 8)  # eight codes are exactly `bits` bytes
-    word = cells[..., 0].long() << (7 * bits)
-    for i in range(1, 8):
-        word |= cells[..., i].long() << (bits * (7 - i))
+    count = _together(bits)
+    cells = _cells(codes, count)
+    if cells.storage_offset() % count:  # a word cannot begin there
+        cells = cells.clone()
+    word = cells.view(WORDS[count]).squeeze(-1)
+    width, lane = bits, 8
+    while lane < 8 * count:  # of two neighbours the first is the upper one
+        mask = _lanes(width, lane, count)
+        word = ((word & mask) << width) | ((word >> lane) & mask)
+        width, lane = 2 * width, 2 * lane
+    if count < 8:
+        return word.to(torch.uint8)
     stream = torch.stack([(word >> (8 * (bits - 1 - j))) & 255 for j in range(bits)], -1).to(torch.uint8)
     return stream.flatten(-2)[..., : packed_bytes(k, bits)].contiguous()
 
@@ -74,22 +82,36 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
         return packed.clone()
     if k == 0:
         return packed.new_empty(*packed.shape[:-1], 0)
-    if 8 % bits == 0:
-        shifts = range(8 - bits, -1, -bits)
-        codes = torch.stack([(packed >> s) & ((1 << bits) - 1) for s in shifts], -1)
-        return codes.flatten(-2)[..., :k].contiguous()
-    cells = _cells(packed, bits)
-    word = cells[..., 0].long() << (8 * (bits - 1))
-    for j in range(1, bits):
-        word |= cells[..., j].long() << (8 * (bits - 1 - j))
-    codes = torch.stack([(word >> (bits * (7 - i))) & ((1 << bits) - 1) for i in range(8)], -1)
-    return codes.flatten(-2)[..., :k].to(torch.uint8).contiguous()
+    count = _together(bits)
+    if count < 8:
+        word = packed.to(WORDS[count])
+    else:
+        cells = _cells(packed, bits)
+        word = cells[..., 0].long()
+        for j in range(1, bits):
+            word = (word << 8) | cells[..., j]
+    width, lane = bits * count, 8 * count
+    while lane > 8:
+        width, lane = width // 2, lane // 2
+        mask = _lanes(width, lane, count)
+        word = ((word >> width) & mask) | ((word & mask) << lane)
+    return word.contiguous().view(torch.uint8)[..., :k].contiguous()
+
+
+def _together(bits: int) -> int:
+    """How many codes fill whole bytes: those of one byte, or eight, which are `bits` bytes."""
+    return 8 // bits if 8 % bits == 0 else 8
+
+
+def _lanes(width: int, lane: int, count: int) -> int:
+    """The lowest `width` bits of every second lane of `lane` bits, in a word of `count` bytes."""
+    return sum(((1 << width) - 1) << at for at in range(0, 8 * count, 2 * lane))
 
 
 def _cells(t: Tensor, size: int) -> Tensor:
     """[..., k] -> [..., ceil(k / size), size], filled up with zeros."""
     short = -t.shape[-1] % size
-    padded = torch.nn.functional.pad(t, (0, short)) if short else t
+    padded = torch.nn.functional.pad(t, (0, short)) if short else t.contiguous()
     return padded.reshape(*t.shape[:-1], padded.shape[-1] // size, size)
 
 

@@ -31,6 +31,7 @@ ALPHAS = [i / 20 for i in range(20)]
 CLIPS = [1 - i / 40 for i in range(1, 21)]
 LEAST = 1e-4  # magnitudes below are taken as this: an input that is never seen does not decide the range of s
 ROWS = 256  # rows over which alpha is chosen; the layer as a whole decides whether it is taken
+CACHED = 1 << 18  # weights in the rows that are clipped at a time: what a search goes over stays near the processor
 LARGEST = 2.0**15  # factors stay within what float16 holds in full precision, 2**-14 to this
 
 
@@ -73,8 +74,9 @@ class AWQ(Quantizer):
         if self.clip:
             columns = best.columns
             seen = behind(calibration, columns) if self.inner.needs else None
-            clipped = self._clipped(weight, best, h, seen)
-            made = _scaled(self.inner.quantize(clipped, seen), columns)
+            limits = self._limits(weight, best, h, seen)
+            bound = expand(limits, best.shape, _groups_of(best))
+            made = _scaled(self.inner.quantize((weight / columns.float()).clamp(-bound, bound), seen), columns)
             if output_error(made.decode() - weight, h) < least:
                 best = made
         return best
@@ -83,25 +85,26 @@ class AWQ(Quantizer):
         seen = behind(calibration, columns) if self.inner.needs else None
         return _scaled(self.inner.quantize(weight / columns.float(), seen), columns)
 
-    def _clipped(self, weight: Tensor, made: Scaled, h: Tensor, seen: Calibration | None) -> Tensor:
-        """The scaled weight [n, k] with each group clipped where that leaves the least error of its own columns."""
-        shape = made.shape
-        group: Group = made.inner.group if isinstance(made.inner, Affine | Codebook) else "channel"
-        group = "channel" if group == "tensor" else group
-        blocks = _diagonal_blocks(h, group)
-        columns = made.columns.float()
-        scaled = weight / columns
-        largest = grouped(scaled, group).abs().amax(-1)
-        limit, least = largest, _group_errors(made.decode() - weight, blocks, group)
-        for share in CLIPS:
-            tried = largest * share
-            bound = expand(tried, shape, group)
-            q = self.inner.quantize(scaled.clamp(-bound, bound), seen)
-            error = _group_errors(q.decode() * columns - weight, blocks, group)
-            less = error < least
-            limit, least = torch.where(less, tried, limit), torch.where(less, error, least)
-        bound = expand(limit, shape, group)
-        return scaled.clamp(-bound, bound)
+    def _limits(self, weight: Tensor, made: Scaled, h: Tensor, seen: Calibration | None) -> Tensor:
+        """The magnitude [n, groups] at which each group of the scaled weight is clipped, block of rows by block."""
+        group, columns, decoded = _groups_of(made), made.columns.float(), made.decode()
+        moments = _diagonal_blocks(h, group)
+        found, height = [], max(1, CACHED // weight.shape[1])
+        for top in range(0, len(weight), height):
+            rows = slice(top, top + height)
+            w = weight[rows]
+            scaled, known = w / columns, None if seen is None else _rows_of(seen, rows)
+            largest = grouped(scaled, group).abs().amax(-1)
+            limit, least = largest, _group_errors(decoded[rows] - w, moments, group)
+            for share in CLIPS:
+                tried = largest * share
+                bound = expand(tried, (len(w), w.shape[1]), group)
+                q = self.inner.quantize(scaled.clamp(-bound, bound), known)
+                error = _group_errors(q.decode() * columns - w, moments, group)
+                less = error < least
+                limit, least = torch.where(less, tried, limit), torch.where(less, error, least)
+            found.append(limit)
+        return torch.cat(found)
 
 
 def factors(s: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ def _some_rows(n: int) -> Tensor:
     return torch.arange(n) if n <= ROWS else torch.linspace(0, n - 1, ROWS).round().long()
 
 
-def _rows_of(calibration: Calibration, rows: Tensor) -> Calibration:
+def _rows_of(calibration: Calibration, rows: Tensor | slice) -> Calibration:
     """The calibration of those rows of the layer alone."""
     fisher = calibration.fisher
     return replace(calibration, fisher=None if fisher is None else fisher[rows])
@@ -141,6 +144,12 @@ def output_error(dw: Tensor, h: Tensor) -> float:
 
 def _scaled(inner: QuantizedTensor, columns: Tensor) -> Scaled:
     return Scaled(inner.shape, torch.float32, inner, columns)
+
+
+def _groups_of(made: Scaled) -> Group:
+    """The groups that are clipped: those of the weight's scales, or its rows."""
+    group: Group = made.inner.group if isinstance(made.inner, Affine | Codebook) else "channel"
+    return "channel" if group == "tensor" else group
 
 
 def _diagonal_blocks(h: Tensor, group: Group) -> Tensor:

@@ -47,7 +47,7 @@ def made(value=1.0, *, device="cpu A", steps=3, **more):
         (["run", "quick", "--dry-run", "--methods", "unifrom*"], "error: --methods 'unifrom*' matched 0 of "),
         (
             ["run", "quick", "--dry-run", "--orders", "benaeth"],
-            "error: --orders 'benaeth' matched 0 of 16 orders. Did you mean 'beneath'?",
+            "error: --orders 'benaeth' matched 0 of 17 orders. Did you mean 'beneath'?",
         ),
         (
             ["run", "quick", "--dry-run", "--tasks", "alise"],

@@ -12,7 +12,7 @@ import torch
 
 from bench import learning_rates
 from bench.data import CORPORA
-from bench.learning_rates import WAYS, losses, main, measure, pool, table, task_of
+from bench.learning_rates import WAYS, at_rate, losses, main, measure, pool, table, task_of
 from bench.protocol import Protocol
 from bench.tasks import find
 
@@ -82,6 +82,7 @@ def test_a_rate_that_diverges_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> N
     run = measure("minilm", "full", "full_lr", 4.0, Protocol())
     assert tried == [4 * Protocol().full_lr]
     assert (run["items"], run["rate"]) == (None, tried[0])
+    assert set(run["provenance"]) >= {"commit", "versions", "cpu", "threads"}
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +90,9 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
 
     def measured(model: str, order: str, field: str, factor: float, protocol: Protocol) -> learning_rates.Run:
         asked.append((f"{model}/{order}", factor))
-        rate = getattr(protocol, field) * factor
-        return made(factor, [0.5] * 6) | {"model": model, "order": order, "field": field, "rate": rate}
+        tried = at_rate(protocol, field, factor)
+        own = {"field": field, "rate": getattr(tried, field), "protocol": tried.settings()}
+        return made(factor, [0.5] * 6) | {"model": model, "order": order, **own}
 
     monkeypatch.setattr(learning_rates, "measure", measured)
     arguments = ["--out", str(tmp_path), "--only", "*/lora", "--factors", "0.5,1"]
@@ -100,6 +102,9 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     assert len([json.loads(line) for line in (tmp_path / "learning-rates.jsonl").read_text().splitlines()]) == 4
     assert "smollm2 | lora" in (tmp_path / "learning-rates.md").read_text(encoding="utf-8")
     assert main(["--out", str(tmp_path), "--only", "nothing"]) == 2
+    monkeypatch.setattr(learning_rates, "Protocol", lambda: Protocol(rank=4))  # as if the suite had changed
+    assert main(arguments) == 0
+    assert len(asked) == 8
 
 
 def test_the_suites_tasks_do_not_know_of_the_split() -> None:

@@ -61,6 +61,17 @@ def test_leading_dimensions_are_kept_and_the_input_is_untouched() -> None:
     assert torch.equal(codes, before)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_may_lie_anywhere_in_memory(bits: int) -> None:
+    some = torch.randint(1 << bits, (7, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    for codes in (some.flatten()[3:43], some[1:, 5:], some.T, some[:, ::3]):
+        packed = pack(codes, bits)
+        assert torch.equal(packed, pack(codes.clone(memory_format=torch.contiguous_format), bits))
+        assert torch.equal(unpack(packed, bits, codes.shape[-1]), codes)
+        spread = torch.stack([packed, packed], -1)[..., 0]
+        assert torch.equal(unpack(spread, bits, codes.shape[-1]), codes)
+
+
 @pytest.mark.parametrize("bits", [0, 9, -1])
 def test_bits_outside_1_to_8_are_an_error(bits: int) -> None:
     with pytest.raises(ValueError, match=rf"bits must be 1..8, got {bits}"):

@@ -31,6 +31,7 @@ LOOKS = {
     "loftq": ("#0072b2", "s"),
     "qpissa": ("#d55e00", "^"),
     "eora": ("#009e73", "D"),
+    "lq": ("#f0e442", "h"),
     "chained": ("#56b4e9", "X"),
     "qa-lora": ("#cc79a7", "P"),
     "distill": ("#e69f00", "v"),

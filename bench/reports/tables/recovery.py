@@ -22,7 +22,7 @@ from bench.reports.table import Column, Table, put, table
 from bench.reports.tables.methods import delta_key, key_of
 from bench.schema import METRICS
 
-STARTED = ("qlora", "loftq", "qpissa", "eora", "chained", "qa-lora", "distill", "gradual")
+STARTED = ("qlora", "loftq", "qpissa", "eora", "lq", "chained", "qa-lora", "distill", "gradual")
 
 
 def judged(run: Run, kind: str) -> tuple[str, str, str]:
