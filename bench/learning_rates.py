@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,11 @@ def at_rate(protocol: Protocol, field: str, factor: float) -> Protocol:
     return dataclasses.replace(protocol, **changed)
 
 
+def seen_by(field: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a protocol that a way of adapting with the rate `field` depends on: not the rates of others."""
+    return {name: value for name, value in settings.items() if name == field or not name.endswith("_lr")}
+
+
 def measure(model: str, order: str, field: str, factor: float, protocol: Protocol) -> Run:
     """One training at `factor` times the protocol's rate, and its validation losses."""
     tried = at_rate(protocol, field, factor)
@@ -127,7 +132,8 @@ def table(runs: Sequence[Run]) -> str:
     """Markdown: validation loss at every rate, its difference to the best rate, and which is the protocol's."""
     head = ("model", "way", "rate", "the protocol's", "validation loss (nats)", "n", "difference to the best rate")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for model, order, _ in WAYS:
+    protocol = Protocol()
+    for model, order, field in WAYS:
         tried = sorted((r for r in runs if (r["model"], r["order"]) == (model, order)), key=lambda r: r["rate"])
         ended = [r for r in tried if r["items"] is not None]
         if not ended:
@@ -136,7 +142,7 @@ def table(runs: Sequence[Run]) -> str:
         for r in tried:
             n = "" if r["items"] is None else len(r["items"])
             loss = "" if r["items"] is None else f"{sum(r['items']) / len(r['items']):.4f}"
-            mine = "yes" if r["factor"] == 1 else ""
+            mine = "yes" if r["rate"] == getattr(protocol, field) else ""
             lines.append(f"| {model} | {order} | {r['rate']:.3g} | {mine} | {loss} | {n} | {told(r, best)} |")
     return "\n".join(lines)
 
@@ -170,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = Protocol()
     for model, order, field in chosen:
         for factor in factors:
-            tried = at_rate(protocol, field, factor)
-            if any((r["model"], r["order"], r["protocol"]) == (model, order, tried.settings()) for r in runs):
+            tried = seen_by(field, at_rate(protocol, field, factor).settings())
+            if any((r["model"], r["order"], seen_by(field, r["protocol"])) == (model, order, tried) for r in runs):
                 continue
             run = measure(model, order, field, factor, protocol)
             runs.append(run)

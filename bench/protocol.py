@@ -38,15 +38,16 @@ class Protocol:
     # linear layers with a name that matches one of these patterns are not quantized, see quant.modules.skipped
     skip: tuple[str, ...] = DEFAULT_SKIP
 
-    # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero
+    # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero. The rates
+    # are those that `bench.learning_rates` found on texts that are judged nowhere
     lora_lr: float = 4e-3
-    full_lr: float = 2e-4
-    head_lr: float = 1e-2
+    full_lr: float = 1e-4
+    head_lr: float = 2e-2
     prompt_lr: float = 3e-2
-    lm_lora_lr: float = 1e-3
-    lm_full_lr: float = 5e-5
-    lm_head_lr: float = 1e-2
-    lm_prompt_lr: float = 1e-2
+    lm_lora_lr: float = 4e-3
+    lm_full_lr: float = 2e-4
+    lm_head_lr: float = 2e-2
+    lm_prompt_lr: float = 4e-2
     weight_decay: float = 0.01
     warmup: float = 0.1
     virtual_tokens: int = 8

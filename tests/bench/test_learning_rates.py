@@ -49,7 +49,8 @@ def test_losses_are_those_of_the_held_out_texts() -> None:
 
 
 def made(factor: float, items: list[float] | None) -> learning_rates.Run:
-    return {"model": "minilm", "order": "lora", "field": "lora_lr", "factor": factor, "rate": factor, "items": items}
+    rate = Protocol().lora_lr * factor
+    return {"model": "minilm", "order": "lora", "field": "lora_lr", "factor": factor, "rate": rate, "items": items}
 
 
 def test_the_table_marks_the_best_rate_what_is_as_good_and_what_diverged() -> None:
@@ -57,7 +58,7 @@ def test_the_table_marks_the_best_rate_what_is_as_good_and_what_diverged() -> No
     near = [x + 0.01 * (-1) ** i + 0.001 for i, x in enumerate(texts)]
     worse = [x + 0.1 + 0.001 * i for i, x in enumerate(texts)]
     rows = table([made(4.0, None), made(2.0, worse), made(1.0, near), made(0.5, texts)]).splitlines()[2:]
-    assert [row.split(" | ")[2] for row in rows] == ["0.5", "1", "2", "4"]
+    assert [row.split(" | ")[2] for row in rows] == ["0.002", "0.004", "0.008", "0.016"]
     assert [row.split(" | ")[3] for row in rows] == ["", "yes", "", ""]
     said = [row.rstrip(" |").split(" | ")[-1] for row in rows]
     assert said[0] == "best"
@@ -102,7 +103,10 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     assert len([json.loads(line) for line in (tmp_path / "learning-rates.jsonl").read_text().splitlines()]) == 4
     assert "smollm2 | lora" in (tmp_path / "learning-rates.md").read_text(encoding="utf-8")
     assert main(["--out", str(tmp_path), "--only", "nothing"]) == 2
-    monkeypatch.setattr(learning_rates, "Protocol", lambda: Protocol(rank=4))  # as if the suite had changed
+    monkeypatch.setattr(learning_rates, "Protocol", lambda: Protocol(full_lr=1.0))  # as if another rate had changed
+    assert main(arguments) == 0
+    assert len(asked) == 4
+    monkeypatch.setattr(learning_rates, "Protocol", lambda: Protocol(rank=4))  # as if the suite had
     assert main(arguments) == 0
     assert len(asked) == 8
 
