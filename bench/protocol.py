@@ -38,7 +38,7 @@ class Protocol:
     # linear layers with a name that matches one of these patterns are not quantized, see quant.modules.skipped
     skip: tuple[str, ...] = DEFAULT_SKIP
 
-    # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero. The rates
+    # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero; rates
     # are those that `bench.learning_rates` found on texts that are judged nowhere
     lora_lr: float = 4e-3
     full_lr: float = 1e-4
