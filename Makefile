@@ -45,7 +45,7 @@ setup: $(READY) ## environment, embedded models and data (about 5 minutes, 3 GB;
 doctor: $(READY) ## what this machine can run, and how to fix what it cannot (seconds)
 	@$(PY) -m bench doctor
 
-bench: $(READY) ## the main job: 84 methods on MiniLM, 42 on SmolLM2, LoRA-adapted (about 24 minutes on 2 cores; resumes)
+bench: $(READY) ## the main job: 84 methods on MiniLM, 42 on SmolLM2, LoRA-adapted (about 20 minutes on 2 cores; resumes)
 	$(PY) -m bench run default $(SELECT)
 
 bench-quick: $(READY) ## every family on tiny models, results marked QUICK (about a minute)

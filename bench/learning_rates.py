@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from bench.adapt import adapt
-from bench.baseline import Setting
+from bench.baseline import CALIBRATION_FIELDS, SPEED_FIELDS, Setting
 from bench.data import CORPORA
 from bench.data.base import Corpus, Split, block_split
 from bench.data.base import register as register_corpus
@@ -95,8 +95,21 @@ def at_rate(protocol: Protocol, field: str, factor: float) -> Protocol:
 
 
 def seen_by(field: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a protocol that a way of adapting with the rate `field` depends on: not the rates of others."""
-    return {name: value for name, value in settings.items() if name == field or not name.endswith("_lr")}
+    """What the figure of a way of adapting with the rate `field` may depend on: not the rates of others, for one.
+
+    A setting that `settings`, an older protocol's, do not have is taken as it is by default.
+    """
+    known = {**Protocol().settings(), **settings}
+    unread = {name for name in known if name.endswith("_lr")} - {field} | {*SPEED_FIELDS, *CALIBRATION_FIELDS}
+    return {name: value for name, value in known.items() if name not in unread}
+
+
+def current(runs: Sequence[Run], model: str, order: str, field: str) -> list[Run]:
+    """The runs of a way of adapting that differ from the protocol of now in the rate alone, by rate."""
+    now = seen_by(field, at_rate(Protocol(), field, 1.0).settings())
+    mine = [r for r in runs if (r["model"], r["order"]) == (model, order)]
+    found = [r for r in mine if seen_by(field, r["protocol"]) == now | {field: r["rate"]}]
+    return sorted(found, key=lambda r: r["rate"])
 
 
 def measure(model: str, order: str, field: str, factor: float, protocol: Protocol) -> Run:
@@ -132,9 +145,8 @@ def table(runs: Sequence[Run]) -> str:
     """Markdown: validation loss at every rate, its difference to the best rate, and which is the protocol's."""
     head = ("model", "way", "rate", "the protocol's", "validation loss (nats)", "n", "difference to the best rate")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    protocol = Protocol()
     for model, order, field in WAYS:
-        tried = sorted((r for r in runs if (r["model"], r["order"]) == (model, order)), key=lambda r: r["rate"])
+        tried = current(runs, model, order, field)
         ended = [r for r in tried if r["items"] is not None]
         if not ended:
             continue
@@ -142,15 +154,16 @@ def table(runs: Sequence[Run]) -> str:
         for r in tried:
             n = "" if r["items"] is None else len(r["items"])
             loss = "" if r["items"] is None else f"{sum(r['items']) / len(r['items']):.4f}"
-            mine = "yes" if r["rate"] == getattr(protocol, field) else ""
+            mine = "yes" if r["rate"] == getattr(Protocol(), field) else ""
             lines.append(f"| {model} | {order} | {r['rate']:.3g} | {mine} | {loss} | {n} | {told(r, best)} |")
     return "\n".join(lines)
 
 
 def page(runs: Sequence[Run]) -> str:
     said = (
-        "Learning rates tried on a split of the train pool: its first 70 % trained on, its last 30 % judged; no test "
-        "text was read. Unquantized models, one seed. `≈`: the paired 95 % interval of the difference contains 0."
+        "Learning rates tried on a split of the train pool: its first 70 % trained on, its last 30 % judged; no "
+        "test text was read. Unquantized models. `≈`: the paired 95 % interval of the difference over these texts "
+        "contains 0; it does not hold the chance of a training, of which there is one for each rate."
     )
     return f"# Learning rates\n\n{said}\n\n{table(runs)}\n"
 

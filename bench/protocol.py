@@ -1,6 +1,6 @@
 """All sizes of an experiment: how models are adapted, on how much they are judged, how their speed is measured.
 
-The defaults are those of the suite that a two-core machine finishes in under twenty minutes. `QUICK` is for tiny
+The defaults are those of the suite that a two-core machine finishes in about twenty minutes. `QUICK` is for tiny
 models and a smoke run: its figures say that the code runs. Calibration is 30 to 70 times smaller than in the papers
 (GPTQ: 128 x 2048 tokens, SqueezeLLM: 100 x 2048), and in the domain of the reviews, not of Wikipedia.
 """
@@ -38,8 +38,8 @@ class Protocol:
     # linear layers with a name that matches one of these patterns are not quantized, see quant.modules.skipped
     skip: tuple[str, ...] = DEFAULT_SKIP
 
-    # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero; rates
-    # are those that `bench.learning_rates` found on texts that are judged nowhere
+    # the training loop: AdamW, linear warm-up over the share `warmup` of the steps, then linear decay to zero. Of
+    # the rates that `bench.learning_rates` tried on texts that are judged nowhere none is shown to be better
     lora_lr: float = 4e-3
     full_lr: float = 1e-4
     head_lr: float = 2e-2

@@ -55,9 +55,7 @@ def pack_fitting(codes: Tensor, bits: int) -> Tensor:
         return codes.clone() if bits == 8 else codes.new_empty(*codes.shape[:-1], 0)
     count = _together(bits)
     cells = _cells(codes, count)
-    if cells.storage_offset() % count:  # a word cannot begin there
-        cells = cells.clone()
-    word = cells.view(WORDS[count]).squeeze(-1)
+    word = _in_a_row(cells, count).view(WORDS[count]).view(cells.shape[:-1])
     width, lane = bits, 8
     while lane < 8 * count:  # of two neighbours the first is the upper one
         mask = _lanes(width, lane, count)
@@ -95,7 +93,8 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
         width, lane = width // 2, lane // 2
         mask = _lanes(width, lane, count)
         word = ((word >> width) & mask) | ((word & mask) << lane)
-    return word.contiguous().view(torch.uint8)[..., :k].contiguous()
+    codes = _in_a_row(word, 1).view(torch.uint8).view(*word.shape[:-1], word.shape[-1] * count)
+    return codes[..., :k].contiguous()
 
 
 def _together(bits: int) -> int:
@@ -111,8 +110,16 @@ def _lanes(width: int, lane: int, count: int) -> int:
 def _cells(t: Tensor, size: int) -> Tensor:
     """[..., k] -> [..., ceil(k / size), size], filled up with zeros."""
     short = -t.shape[-1] % size
-    padded = torch.nn.functional.pad(t, (0, short)) if short else t.contiguous()
+    padded = torch.nn.functional.pad(t, (0, short)) if short else t
     return padded.reshape(*t.shape[:-1], padded.shape[-1] // size, size)
+
+
+def _in_a_row(t: Tensor, step: int) -> Tensor:
+    """[...] -> [numel], one after another, from a multiple of `step` places on: it can be seen as words."""
+    flat = t.reshape(-1)
+    if torch.compiler.is_compiling() or flat.stride(0) != 1 or flat.storage_offset() % step:
+        return flat.clone(memory_format=torch.contiguous_format)
+    return flat
 
 
 def _check_bits(bits: int) -> None:

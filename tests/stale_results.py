@@ -2,14 +2,17 @@
 
 What a method's figures depend on is `bench.key.sources_of`. A file counts as changed since the commit of a record when
 its syntax tree differs, docstrings left out: comments and wording make no figure stale. Judged cells run decoded
-weights on a CPU, so Triton kernels and engines count for times only.
+weights on a CPU, so Triton kernels and engines count for times only. `tests/unmoved.toml` names changes after which the
+same figures were measured again, each for the file as it is then: one more change, and it counts.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,6 +26,8 @@ from quant import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "cpu-2-cores"
 TIMES_ONLY = ("kernels/", "quant/engines/")
+UNMOVED = tomllib.loads((ROOT / "tests" / "unmoved.toml").read_text("utf-8"))["unmoved"]
+ALWAYS = "kernels/packing.py"  # every quantizer packs with it
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +66,15 @@ def stale(record: Record) -> list[str]:
     timed = record["cell"]["order"] == "speed"
     gone = {name for name in changed_since(record["provenance"]["commit"]) if not (ROOT / name).exists()}
     found = {name for name in changed_since(record["provenance"]["commit"]) if name in files} | gone
-    return sorted(name for name in found if timed or not name.startswith(TIMES_ONLY))
+    found = {name for name in found if not unmoved(record["provenance"]["commit"], name)}
+    return sorted(name for name in found if timed or name == ALWAYS or not name.startswith(TIMES_ONLY))
+
+
+def unmoved(commit: str, name: str) -> bool:
+    """Whether the file as it is now is known to give the figures that it gave at `commit`."""
+    file = ROOT / name
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+    return any((e["commit"], e["file"], e["sha256"]) == (commit, name, digest) for e in UNMOVED)
 
 
 def told(records: Sequence[Record]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.learning_rates import WAYS, at_rate, page, seen_by, told
+from bench.learning_rates import WAYS, current, page, told
 from bench.protocol import Protocol
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "learning-rates"
@@ -20,12 +20,10 @@ def runs():
 
 @pytest.mark.parametrize(("model", "order", "field"), WAYS)
 def test_no_rate_that_was_tried_is_better_than_the_protocols(runs, model, order, field):
-    tried = [r for r in runs if (r["model"], r["order"]) == (model, order)]
-    assert {r["protocol"][field] for r in tried} == {r["rate"] for r in tried}
-    now = seen_by(field, at_rate(Protocol(), field, 1.0).settings())
-    (mine,) = [r for r in tried if seen_by(field, r["protocol"]) == now]  # the rest of the protocol is the same, too
-    rates = sorted(r["rate"] for r in tried)
-    assert rates[0] < mine["rate"] < rates[-1]
+    tried = current(runs, model, order, field)
+    assert [r["protocol"][field] for r in tried] == [r["rate"] for r in tried]
+    (mine,) = [r for r in tried if r["rate"] == getattr(Protocol(), field)]
+    assert tried[0]["rate"] < mine["rate"] < tried[-1]["rate"]
     best = min((r for r in tried if r["items"] is not None), key=lambda r: sum(r["items"]))
     assert told(mine, best) == "best" or told(mine, best).endswith("≈")
 

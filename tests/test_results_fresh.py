@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from bench.reports.readme import load
 from tests import stale_results
-from tests.stale_results import RESULTS, git, meaning, stale, told
+from tests.stale_results import RESULTS, git, meaning, stale, told, unmoved
 
 
 def test_the_records_are_of_a_commit_that_this_one_follows() -> None:
@@ -18,6 +20,7 @@ def test_the_records_are_of_a_commit_that_this_one_follows() -> None:
 
 def test_a_figure_is_stale_when_a_file_it_depends_on_has_changed_and_only_then(monkeypatch) -> None:
     records = [r for r in load(RESULTS) if r["cell"]["order"] == "beneath"]
+    monkeypatch.setattr(stale_results, "UNMOVED", [])
     monkeypatch.setattr(stale_results, "changed_since", lambda commit: frozenset())
     assert told(records) == []
     monkeypatch.setattr(stale_results, "changed_since", lambda commit: frozenset({"quant/methods/awq.py"}))
@@ -28,6 +31,26 @@ def test_a_figure_is_stale_when_a_file_it_depends_on_has_changed_and_only_then(m
     assert line.endswith("changed since: quant/methods/awq.py")
     monkeypatch.setattr(stale_results, "changed_since", lambda commit: frozenset({"kernels/gemv.py"}))
     assert told(records) == []
+
+
+def test_a_change_that_moved_nothing_counts_again_when_the_file_changes_once_more(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(stale_results, "ROOT", tmp_path)
+    file = tmp_path / "quant.py"
+    file.write_text("a = 1")
+    known = {"commit": "c", "file": "quant.py", "sha256": hashlib.sha256(b"a = 1").hexdigest(), "because": "same"}
+    monkeypatch.setattr(stale_results, "UNMOVED", [known])
+    assert unmoved("c", "quant.py")
+    assert not unmoved("d", "quant.py")
+    assert not unmoved("c", "other.py")
+    file.write_text("a = 2")
+    assert not unmoved("c", "quant.py")
+
+
+def test_packing_counts_for_every_figure(monkeypatch) -> None:
+    records = [r for r in load(RESULTS) if r["cell"]["order"] == "beneath"]
+    monkeypatch.setattr(stale_results, "UNMOVED", [])
+    monkeypatch.setattr(stale_results, "changed_since", lambda commit: frozenset({"kernels/packing.py"}))
+    assert all(stale(r) for r in records)
 
 
 def test_meaning_is_what_the_interpreter_is_told() -> None:

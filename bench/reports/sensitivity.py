@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter
 
 from bench.reports import style
 from bench.reports.escape import plot_text
@@ -59,13 +60,13 @@ def write(out: Path) -> list[Path]:
                 annot_kws={"size": style.SMALL - 1.5}, xticklabels=True, yticklabels=True,
             )  # fmt: skip
             worst = part.loc[part["kl"].idxmax()]
-            title = (
-                f"{plot_text(method)}: sum {part['kl'].sum():.3g}, largest {worst['matrix']} of block {worst['block']}"
-            )
-            axes.set_title(title, loc="left")
+            total = f"sum of {len(part)} {part['kl'].sum():.3g}"
+            title = f"{plot_text(method)}: {total}, largest {worst['matrix']} of block {worst['block']}"
+            axes.set_title(title, loc="left", fontsize=style.SMALL)
             axes.set(xlabel="", ylabel="")
         grid[-1][0].set_xlabel("block")
         bar = figure.colorbar(grid[0][0].collections[0], ax=[line[0] for line in grid], shrink=0.8, pad=0.02)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda kl, _: f"{kl:g}"))
         bar.set_label("KL divergence (nats/token)")
         origin = found[0]["provenance"]
         footer = f"{found[0]['model']} · {found[0]['protocol']} · commit {str(origin['commit'])[:12]}"

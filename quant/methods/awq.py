@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
-from quant.formats import Affine, Codebook, Scaled
+from quant.formats import Affine, Codebook, FixedCodebook, Scaled
 from quant.grouping import Group, expand, grouped
 from quant.methods.nf4 import NF
 from quant.methods.uniform import Uniform
@@ -31,7 +31,7 @@ ALPHAS = [i / 20 for i in range(20)]
 CLIPS = [1 - i / 40 for i in range(1, 21)]
 LEAST = 1e-4  # magnitudes below are taken as this: an input that is never seen does not decide the range of s
 ROWS = 256  # rows over which alpha is chosen; the layer as a whole decides whether it is taken
-CACHED = 1 << 18  # weights in the rows that are clipped at a time: what a search goes over stays near the processor
+CACHED = 1 << 18  # weights in a block of rows: what the search for clips goes over stays near the processor
 LARGEST = 2.0**15  # factors stay within what float16 holds in full precision, 2**-14 to this
 
 
@@ -86,20 +86,25 @@ class AWQ(Quantizer):
         return _scaled(self.inner.quantize(weight / columns.float(), seen), columns)
 
     def _limits(self, weight: Tensor, made: Scaled, h: Tensor, seen: Calibration | None) -> Tensor:
-        """The magnitude [n, groups] at which each group of the scaled weight is clipped, block of rows by block."""
+        """The magnitude [n, groups] at which each group of the scaled weight is clipped.
+
+        Where rows are quantized one by one, a CPU goes through the shares a block of rows at a time.
+        """
         group, columns, decoded = _groups_of(made), made.columns.float(), made.decode()
         moments = _diagonal_blocks(h, group)
-        found, height = [], max(1, CACHED // weight.shape[1])
+        found, height = [], len(weight)
+        if weight.device.type == "cpu" and seen is None and _by_rows(made.inner):
+            height = max(1, CACHED // weight.shape[1])
         for top in range(0, len(weight), height):
             rows = slice(top, top + height)
             w = weight[rows]
-            scaled, known = w / columns, None if seen is None else _rows_of(seen, rows)
+            scaled = w / columns
             largest = grouped(scaled, group).abs().amax(-1)
             limit, least = largest, _group_errors(decoded[rows] - w, moments, group)
             for share in CLIPS:
                 tried = largest * share
                 bound = expand(tried, (len(w), w.shape[1]), group)
-                q = self.inner.quantize(scaled.clamp(-bound, bound), known)
+                q = self.inner.quantize(scaled.clamp(-bound, bound), seen)
                 error = _group_errors(q.decode() * columns - w, moments, group)
                 less = error < least
                 limit, least = torch.where(less, tried, limit), torch.where(less, error, least)
@@ -131,7 +136,7 @@ def _some_rows(n: int) -> Tensor:
     return torch.arange(n) if n <= ROWS else torch.linspace(0, n - 1, ROWS).round().long()
 
 
-def _rows_of(calibration: Calibration, rows: Tensor | slice) -> Calibration:
+def _rows_of(calibration: Calibration, rows: Tensor) -> Calibration:
     """The calibration of those rows of the layer alone."""
     fisher = calibration.fisher
     return replace(calibration, fisher=None if fisher is None else fisher[rows])
@@ -150,6 +155,13 @@ def _groups_of(made: Scaled) -> Group:
     """The groups that are clipped: those of the weight's scales, or its rows."""
     group: Group = made.inner.group if isinstance(made.inner, Affine | Codebook) else "channel"
     return "channel" if group == "tensor" else group
+
+
+def _by_rows(made: QuantizedTensor) -> bool:
+    """Whether the grid of a row is that row's own: no scale, quantized scale or table comes from several rows."""
+    if not isinstance(made, Affine | Codebook) or made.group == "tensor" or isinstance(made.scale, QuantizedTensor):
+        return False
+    return isinstance(made, Affine | FixedCodebook) or made.rows == 1
 
 
 def _diagonal_blocks(h: Tensor, group: Group) -> Tensor:

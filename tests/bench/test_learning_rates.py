@@ -12,7 +12,7 @@ import torch
 
 from bench import learning_rates
 from bench.data import CORPORA
-from bench.learning_rates import WAYS, at_rate, losses, main, measure, pool, table, task_of
+from bench.learning_rates import WAYS, at_rate, losses, main, measure, pool, seen_by, table, task_of
 from bench.protocol import Protocol
 from bench.tasks import find
 
@@ -49,8 +49,9 @@ def test_losses_are_those_of_the_held_out_texts() -> None:
 
 
 def made(factor: float, items: list[float] | None) -> learning_rates.Run:
-    rate = Protocol().lora_lr * factor
-    return {"model": "minilm", "order": "lora", "field": "lora_lr", "factor": factor, "rate": rate, "items": items}
+    tried = at_rate(Protocol(), "lora_lr", factor)
+    own = {"rate": tried.lora_lr, "protocol": tried.settings(), "items": items}
+    return {"model": "minilm", "order": "lora", "field": "lora_lr", "factor": factor, **own}
 
 
 def test_the_table_marks_the_best_rate_what_is_as_good_and_what_diverged() -> None:
@@ -106,9 +107,22 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(learning_rates, "Protocol", lambda: Protocol(full_lr=1.0))  # as if another rate had changed
     assert main(arguments) == 0
     assert len(asked) == 4
+    rows = (tmp_path / "learning-rates.md").read_text(encoding="utf-8").count("| lora |")
+    assert rows == 4
+    monkeypatch.setattr(learning_rates, "Protocol", lambda: Protocol(speed_rounds=7, full_lr=1.0))  # nor times
+    assert main(arguments) == 0
+    assert len(asked) == 4
     monkeypatch.setattr(learning_rates, "Protocol", lambda: Protocol(rank=4))  # as if the suite had
     assert main(arguments) == 0
     assert len(asked) == 8
+    assert (tmp_path / "learning-rates.md").read_text(encoding="utf-8").count("| lora |") == rows  # of now alone
+
+
+def test_a_setting_that_came_later_is_taken_as_it_is_by_default() -> None:
+    settings = Protocol().settings()
+    old = {name: value for name, value in settings.items() if name != "cosine_texts"}
+    assert seen_by("lora_lr", old) == seen_by("lora_lr", settings)
+    assert seen_by("lora_lr", settings | {"lora_lr": 1.0}) != seen_by("lora_lr", settings)
 
 
 def test_the_suites_tasks_do_not_know_of_the_split() -> None:

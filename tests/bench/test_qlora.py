@@ -51,6 +51,7 @@ def test_every_order_says_where_it_started(records, pair):
     assert error["loftq"] < error["qpissa"] < error["qlora"]
     assert error["loftq"] < error["eora"] < error["qlora"]
     assert error["loftq"] < error["lq"] < error["qlora"]  # it gives up error where the loss does not feel it
+    assert len({error[order] for order in ("loftq", "qpissa", "eora", "lq", "chained")}) == 5
     metrics = set(records[pair, "qlora"]["accuracy"])
     assert all(set(start) - {"cosine_distance"} == metrics | {"relative_error"} for start in starts.values())
     assert not any("items" in figure for figure in starts["qlora"].values() if isinstance(figure, dict))

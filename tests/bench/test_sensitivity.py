@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from bench.models import load
 from bench.reports import sensitivity as report
+from bench.reports import style
 from bench.reports.layers import split
 from bench.reports.lines import read_lines
 from bench.sensitivity import __main__ as command
@@ -77,6 +80,30 @@ def test_a_run_resumes_and_draws_its_records(tmp_path, monkeypatch):
     assert data["kl"].tolist() == pytest.approx([r["kl"]["value"] for r in first])
     assert (data["kl_low"] <= data["kl"]).all()
     assert [p.name for p in report.write(tmp_path)] == ["sensitivity.png", "sensitivity.svg", "sensitivity.csv"]
+
+
+def test_titles_end_before_the_bar_whose_marks_are_numbers(tmp_path, monkeypatch):
+    names = [f"model.layers.{b}.mlp.{m}_proj" for b in range(6) for m in ("up", "down")]
+    one = {"model": "smollm2", "bits_per_weight": 4.0, "relative_error": 0.1, "protocol": "p"}
+    one |= {"provenance": {"commit": "c" * 40, "dirty": False}}
+    found = [
+        one | {"method": method, "layer": name, "kl": dict.fromkeys(("value", "low", "high"), 3e-5 * 3**i)}
+        for method in ("uniform-int3-asym-g64", "nf4-g64-dq")
+        for i, name in enumerate(names)
+    ]
+    (tmp_path / report.FILE).write_text("".join(json.dumps(r) + "\n" for r in found))
+    drawn = []
+    whole = style.save
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure) or whole(figure, path))
+    report.write(tmp_path)
+    (figure,) = drawn
+    *panels, bar = figure.axes
+    left = bar.get_window_extent().x0
+    for panel in panels:
+        assert panel._left_title.get_window_extent().x1 < left
+    marks = [text.get_text() for text in bar.get_yticklabels()]
+    assert len(marks) > 1
+    assert [float(mark) > 0 for mark in marks] == [True] * len(marks)
 
 
 def test_nothing_found_draws_nothing(tmp_path):

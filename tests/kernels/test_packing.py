@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.packing import pack, packed_bytes, unpack
+from kernels.packing import pack, pack_fitting, packed_bytes, unpack
 
 
 @st.composite
@@ -64,12 +64,21 @@ def test_leading_dimensions_are_kept_and_the_input_is_untouched() -> None:
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_codes_may_lie_anywhere_in_memory(bits: int) -> None:
     some = torch.randint(1 << bits, (7, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    for codes in (some.flatten()[3:43], some[1:, 5:], some.T, some[:, ::3]):
+    deep = torch.stack([some, some])[:, :, None, :13].to(memory_format=torch.channels_last)
+    for codes in (some.flatten()[3:43], some[1:, 5:], some.T, some[:, ::3], some[:1].T, some[:0], deep):
         packed = pack(codes, bits)
         assert torch.equal(packed, pack(codes.clone(memory_format=torch.contiguous_format), bits))
         assert torch.equal(unpack(packed, bits, codes.shape[-1]), codes)
         spread = torch.stack([packed, packed], -1)[..., 0]
         assert torch.equal(unpack(spread, bits, codes.shape[-1]), codes)
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_codes_that_fit_are_packed_in_one_graph(bits: int) -> None:
+    some = torch.randint(1 << bits, (3, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    traced = torch.compile(lambda codes: unpack(pack_fitting(codes, bits), bits, 37), backend="eager", fullgraph=True)
+    for codes in (some[:, :37], some[:, 3:]):
+        assert torch.equal(traced(codes), codes)
 
 
 @pytest.mark.parametrize("bits", [0, 9, -1])

@@ -11,6 +11,8 @@ from torch import Tensor
 from quant import METHODS, Calibration, QuantizedTensor, Quantizer
 from quant.formats import Scaled
 from quant.methods.awq import ALPHAS, AWQ, behind, factors, output_error
+from quant.methods.double import DynamicMap
+from quant.methods.fp4 import MXFP4
 from quant.methods.kmeans import KMeans
 from quant.methods.nf4 import NF
 from quant.methods.search import Searched
@@ -35,6 +37,16 @@ def alike(k: int = K) -> Calibration:
 def error(q: QuantizedTensor, w: Tensor, known: Calibration) -> float:
     assert known.second_moment is not None
     return output_error(q.decode() - w, known.second_moment)
+
+
+@pytest.mark.parametrize(
+    "inner", [*INNER.values(), Uniform(4, "tensor"), NF(scale=DynamicMap()), KMeans(3, 16), KMeans(3, 0), MXFP4()]
+)
+def test_blocks_of_rows_decide_as_the_whole_weight_does(monkeypatch: pytest.MonkeyPatch, inner: Quantizer) -> None:
+    w, known = gaussian(37, K), calibration_of(37, K)
+    whole = AWQ(inner).quantize(w, known).decode()
+    monkeypatch.setattr("quant.methods.awq.CACHED", 5 * K)
+    assert torch.equal(AWQ(inner).quantize(w, known).decode(), whole)
 
 
 @pytest.mark.parametrize("clip", [False, True])
