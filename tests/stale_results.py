@@ -25,6 +25,7 @@ from quant import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "cpu-2-cores"
+FOLDERS = {"cpu-2-cores": "bench", "peers": "bench-peers", "recovery": "bench-recovery"}  # and the target that makes it
 TIMES_ONLY = ("kernels/", "quant/engines/")
 UNMOVED = tomllib.loads((ROOT / "tests" / "unmoved.toml").read_text("utf-8"))["unmoved"]
 ALWAYS = "kernels/packing.py"  # every quantizer packs with it
@@ -61,7 +62,12 @@ def changed_since(commit: str) -> frozenset[str]:
 
 
 def stale(record: Record) -> list[str]:
-    """The changed files that the figures of `record` depend on; one that is gone may have been any method's."""
+    """The changed files that the figures of `record` depend on; one that is gone may have been any method's.
+
+    None for another library's method: what it depends on is not of this project.
+    """
+    if record["cell"]["method"] not in METHODS:
+        return []
     files = sources_of(METHODS[record["cell"]["method"]], file_hashes())
     timed = record["cell"]["order"] == "speed"
     gone = {name for name in changed_since(record["provenance"]["commit"]) if not (ROOT / name).exists()}
@@ -88,14 +94,20 @@ def told(records: Sequence[Record]) -> list[str]:
 
 def main() -> int:
     """1 and a line for each set of stale cells; 0 when none is; 2 where the history lacks the records' commit."""
-    records = load(RESULTS)
-    for commit in {r["provenance"]["commit"] for r in records}:
-        if git("cat-file", "-e", f"{commit}^{{commit}}").returncode:
-            print(f"error: commit {commit[:12]} is not in this copy of the history; fetch all of it", file=sys.stderr)
-            return 2
-    found = told(records)
-    print("\n".join(["measure again (make bench), these are stale:", *found] if found else ["no figure is stale"]))
-    return 1 if found else 0
+    stale_ones = 0
+    for folder, target in FOLDERS.items():
+        records = load(ROOT / "results" / folder)
+        for commit in {r["provenance"]["commit"] for r in records}:
+            if git("cat-file", "-e", f"{commit}^{{commit}}").returncode:
+                print(
+                    f"error: commit {commit[:12]} is not in this copy of the history; fetch all of it", file=sys.stderr
+                )
+                return 2
+        found = told(records)
+        stale_ones += len(found)
+        said = [f"results/{folder}: measure again (make {target}):", *found] if found else []
+        print("\n".join(said or [f"results/{folder}: no figure is stale"]))
+    return 1 if stale_ones else 0
 
 
 if __name__ == "__main__":
