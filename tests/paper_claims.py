@@ -34,6 +34,8 @@ CLAIMS = (
     ("SqueezeLLM", "squeezellm-3bit", "gptq-int3-g64"),
     ("SqueezeLLM", "squeezellm-3bit", "awq-int3-g64"),
     ("SqueezeLLM", "squeezellm-3bit-outliers", "squeezellm-3bit"),
+    ("HAWQ", "mixed-4bit", "uniform-int4-asym-g64"),
+    ("HAWQ", "mixed-3bit", "uniform-int3-asym-g64"),
     ("SmoothQuant", "smooth-w8a8", "w8a8"),
     ("QLoRA", "nf4-g64-dq", "fp4-g64-dq"),
     ("BOF4", "bof4s-g64-dq", "nf4-g64-dq"),

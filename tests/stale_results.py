@@ -25,7 +25,14 @@ from quant import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "cpu-2-cores"
-FOLDERS = {"cpu-2-cores": "bench", "peers": "bench-peers", "recovery": "bench-recovery"}  # and the target that makes it
+FOLDERS = {  # and the command that makes it
+    "cpu-2-cores": "make bench",
+    "peers": "make bench-peers",
+    "recovery": "make bench-recovery",
+    "starts": "bench run starts",
+    "calibration": "bench run calibration",
+    "gradual": "bench run gradual",
+}
 TIMES_ONLY = ("kernels/", "quant/engines/")
 UNMOVED = tomllib.loads((ROOT / "tests" / "unmoved.toml").read_text("utf-8"))["unmoved"]
 ALWAYS = "kernels/packing.py"  # every quantizer packs with it
@@ -105,7 +112,7 @@ def main() -> int:
                 return 2
         found = told(records)
         stale_ones += len(found)
-        said = [f"results/{folder}: measure again (make {target}):", *found] if found else []
+        said = [f"results/{folder}: measure again ({target}):", *found] if found else []
         print("\n".join(said or [f"results/{folder}: no figure is stale"]))
     return 1 if stale_ones else 0
 

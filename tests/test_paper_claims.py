@@ -35,6 +35,8 @@ ORDERINGS = [
     ("awq-int3-g64", "uniform-int3-asym-g64", BOTH),
     ("squeezellm-4bit", "nf4-g64", BOTH),
     ("squeezellm-3bit", "kmeans-3bit-row", BOTH),
+    ("mixed-4bit", "uniform-int4-asym-g64", BOTH),
+    ("mixed-3bit", "uniform-int3-asym-g64", BOTH),
     ("smooth-w8a8", "w8a8", BOTH),
     ("nf4-g64-dq", "fp4-g64-dq", BOTH),
     ("sparsegpt-50", "prune-50", BOTH),

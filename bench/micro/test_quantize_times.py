@@ -41,7 +41,8 @@ LONG = 60.0  # seconds; a method whose first pass takes more is passed once
 HEADING = """# Quantizing one layer of 4096 x 4096 on the CPU
 
 Seconds, the median of 3 passes after a first one that is not counted, and their range; a method that takes over a
-minute is passed once. The gathering of a calibration is not in them.
+minute is passed once. The gathering of a calibration is not in them. k-means of a row is exact; of a tensor of this
+size it takes near values together, and its error is within 1e-4 of the least one where that is known.
 """
 
 

@@ -187,9 +187,13 @@ class Run:
         return "reviews" if "reviews" in self.texts else next(iter(self.texts), "reviews")
 
     def domain(self, name: str) -> str:
-        """Whether the text of a causal metric is of the kind that calibrations and adapters are gathered on."""
+        """Whether the text of a causal metric is of the kind that calibrations and adapters are gathered on.
+
+        Nothing is said where calibrations are of other texts than adapters are.
+        """
         text = name.rpartition("_")[2]
-        if metric_kind(name) != "causal" or len(self.texts) < 2:
+        elsewhere = any(dig(record, "key_parts", "protocol", "calibration_corpora") for record in self.records)
+        if metric_kind(name) != "causal" or len(self.texts) < 2 or elsewhere:
             return ""
         return ", in domain" if text == self.adapted else ", out of domain"
 

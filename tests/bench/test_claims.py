@@ -166,6 +166,16 @@ def test_the_causal_headline_stands_only_where_both_texts_agree() -> None:
     assert "stays nearest to the unquantized smollm2: nf4" in said
 
 
+def test_no_text_is_called_out_of_domain_where_calibrations_are_of_others_than_adapters() -> None:
+    one = causal("nf4", 0.1, 0.2)
+    one["key_parts"] = {"protocol": {"calibration_corpora": ["imdb", "wikipedia"]}}
+    run = Run([one, causal("mxfp4", 0.2, 0.3)])
+    (said, *_) = conclusions(run)
+    assert "KL, Wikipedia 0.1000 ± 0.0010" in said
+    assert "KL, reviews 0.2000 ± 0.0010" in said
+    assert "domain" not in TABLES["methods-causal"](run)[0].markdown_page()
+
+
 def test_the_front_table_has_both_texts_and_what_is_not_quantized() -> None:
     (made,) = TABLES["methods-causal"](Run([causal("nf4", 0.1, 0.2)]))
     heading, row = markdown_cells(made.markdown_page())
