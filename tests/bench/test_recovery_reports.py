@@ -108,6 +108,16 @@ def test_the_gap_is_a_share_of_that_of_a_plain_start(run: Run) -> None:
     assert made(Run(alone), "recovery")["recovery-encoder"].frame["gap_share_of_qlora"].isna().all()
 
 
+def test_nothing_is_a_share_of_a_gap_that_may_be_none() -> None:
+    held = [r for r in sample() if r["cell"]["model"] == "minilm"]
+    (plain,) = [r for r in held if (r["cell"]["order"], r["cell"]["method"]) == ("qlora", "nf2")]
+    plain["accuracy"]["loss"]["delta_low"] = -0.001
+    frame = made(Run(held), "recovery")["recovery-encoder"].frame
+    rows = frame[frame["method"] == "nf2"]
+    assert len(rows) > 1
+    assert rows["gap_share_of_qlora"].isna().all()
+
+
 def test_the_gap_of_seeds_is_the_mean_of_their_losses() -> None:
     """Not the logarithm of the mean perplexity, which the worst seed decides."""
     held = [record("smollm2", order, "nf2", seed) for order in ("qlora", "eora") for seed in (0, 1)]

@@ -59,7 +59,7 @@ def log_ratio(metric: dict[str, Any]) -> Stat:
 
 
 def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
-    """The gap as a share of that of `qlora` over the same base, task and seeds; unknown where that is not above 0.
+    """The gap as a share of that of `qlora` over the same base, task and seeds; unknown where that may be 0.
 
     The interval reaches from the low end of one over the high end of the other to the reverse: wider than it need be,
     as both are of the same items.
@@ -68,12 +68,12 @@ def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
     if plain is None or plain.task != row.task or plain.seeds != row.seeds:
         return Stat()
     gap, whole = gap_of(row, trained, kind), gap_of(plain, trained, kind)
-    if gap.value is None or whole.value is None or whole.value <= 0:
+    if gap.value is None or whole.value is None or whole.value <= 0 or (whole.low is not None and whole.low <= 0):
         return Stat()
     if row.order == "qlora":
         return Stat(1.0)
     share = gap.value / whole.value
-    if gap.low is None or gap.high is None or whole.low is None or whole.high is None or whole.low <= 0:
+    if gap.low is None or gap.high is None or whole.low is None or whole.high is None:
         return Stat(share)
     ends = [g / w for g in (gap.low, gap.high) for w in (whole.low, whole.high)]
     return Stat(share, min(ends), max(ends))
@@ -132,7 +132,8 @@ def recovery(run: Run) -> list[Table]:
             "rate, so that a first step moves the weights no farther (`training.lr_a`, `lr_b`). `distill` is trained "
             "on the logits of the LoRA row. `gradual` starts from the unpruned base.",
             "The gap is the loss above that of LoRA on the unquantized weights (causal: of the logarithm of the "
-            "perplexity), as a share of that of `qlora` over the same base: below 0.5 the start halves it.",
+            "perplexity), as a share of that of `qlora` over the same base: below 0.5 the start halves it; a dash where that "
+            "of `qlora` is not told from 0.",
         )
         title = f"What a new adapter recovers, {kind} models"
         made.append(Table(f"recovery-{kind}", title, columns, frame, caption(run, rows, metrics), notes))
