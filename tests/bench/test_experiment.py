@@ -7,7 +7,7 @@ import pytest
 from bench.errors import UsageError
 from bench.experiment import Names, Selection, builtin, expand, find
 from bench.experiment_file import load
-from bench.schema import REFERENCES, Cell
+from bench.schema import ORDERS, REFERENCES, Cell
 from bench.toml_lines import key_lines
 from tests.bench.toys import ToyProtocol
 
@@ -207,6 +207,20 @@ def test_the_built_in_experiments_are_right_and_baselines_come_first(name):
     for cell in cells:
         if cell.order not in REFERENCES:
             assert place[Cell(cell.model, cell.task, "lora", "fp32", cell.seed)] < place[cell]
+
+
+def test_the_full_experiment_has_every_order_that_can_be_run():
+    from bench.catalog import known_names
+    from bench.protocol import Protocol
+    from bench.qlora import QLORA
+
+    experiment = load(find("full"), known_names(), Protocol)
+    for kind in ("encoder", "causal"):
+        grids = [grid for grid in experiment.grids if {known_names().tasks[task] for task in grid.tasks} == {kind}]
+        offered = {order for grid in grids for order in grid.orders}
+        assert not set(QLORA) - offered, kind
+        assert offered == set(ORDERS), kind
+    assert set(QLORA) <= set(ORDERS)
 
 
 def test_the_quick_experiment_is_the_quick_protocol():

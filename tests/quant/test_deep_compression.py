@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import METHODS, QuantizedLinear, model_parts
+from quant import METHODS, QuantizedLinear, model_parts, quantize_model
+from quant.core import from_config
 from quant.formats.relative import Relative
 from quant.methods.cluster import Cluster
 from quant.methods.deep_compression import DeepCompression
 from quant.methods.prune import Magnitude
-from tests.quant.samples import gaussian
+from tests.quant.samples import gaussian, inputs
 
 
 def stored(keep: torch.Tensor, gap_bits: int, coder: str | None = None) -> Relative:
@@ -114,6 +116,69 @@ def test_a_centroid_s_gradient_is_the_sum_of_its_weights_and_pruned_weights_stay
     with torch.no_grad():
         levels += 0.5
     assert torch.equal(layer.weight_qt.decode() == 0, codes == 0)
+
+
+def test_the_whole_chain_prunes_shares_trains_the_centroids_and_codes_what_was_trained():
+    """The coders store, to the bit and in fewer bytes than packed, the weight that its centroids have come to be."""
+    n, k = 128, 512
+    dense = torch.nn.Sequential(torch.nn.Linear(k, n))
+    with torch.no_grad():
+        dense[0].weight.copy_(gaussian(n, k))
+        dense[0].bias.zero_()
+    model = quantize_model(dense, METHODS["deep-compression-50-tuned"])
+    layer = model[0]
+    before = layer.weight_qt
+    first = {name: t.clone() for name, t in before.stored().items()}
+    start = before.decode()
+    pruned, places = start == 0, before.plain().unpacked()
+    assert int(pruned.sum()) == n * k // 2
+    levels = layer.get_parameter("levels").requires_grad_()
+    assert [name for name, p in layer.stored().items() if p.requires_grad] == ["levels"]
+    x = inputs(256, k)
+    target = 1.25 * dense(x).detach()  # a task that the centroids fit when each is larger by a quarter
+    with torch.no_grad():
+        by_hand = float((1.25 * model(x) - target).square().mean())
+    optimizer = torch.optim.Adam([levels], lr=2e-3)
+    losses = []
+    for _ in range(30):
+        loss = (model(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < by_hand + 0.1 * (losses[0] - by_hand)  # nine tenths of the way to where they are known to fit
+
+    trained = layer.weight_qt
+    assert isinstance(trained, Relative)
+    want = trained.decode()
+    assert torch.equal(want == 0, pruned)
+    assert torch.equal(want, torch.cat([torch.zeros(1), levels.detach()[0]])[places.long()])
+    assert float((want - start).abs().max()) > 2e-3  # the first step of Adam alone is as long as its rate
+    assert all(torch.equal(t, first[name]) for name, t in trained.stored().items() if name != "levels")
+
+    smaller = {coder: trained.encoded(coder) for coder in ("huffman", "ans")}
+    for coder, q in smaller.items():
+        assert torch.equal(q.decode(), want)
+        assert torch.equal(q.levels, levels)
+        for part in ("mask", "codes"):
+            assert q.parts()[part] < trained.parts()[part], (coder, part)
+        assert q.nbytes == sum(q.parts().values()) < trained.nbytes
+        again = from_config(json.loads(json.dumps(q.config())), q.stored())
+        assert torch.equal(again.decode(), want)
+        coded = torch.nn.Sequential(QuantizedLinear(again, layer.bias))
+        assert (coded(x) - target).square().mean().item() < losses[0]
+        # what is stored says how far it lies from the entropy of its two kinds of symbols: a bit each at most
+        assert 8 * (q.nbytes - q.parts()["levels"]) < entropy_of(trained) + 2 * trained.entries
+
+
+def entropy_of(q: Relative) -> float:
+    """Bits that the gaps and the codes take at least, each kind by itself."""
+    bits = 0.0
+    for symbols in (q.gaps, q.codes):
+        counts = symbols.decode().long().flatten().bincount().double()
+        counts = counts[counts > 0]
+        bits -= float((counts * (counts / counts.sum()).log2()).sum())
+    return bits
 
 
 def test_only_the_tuned_method_trains():

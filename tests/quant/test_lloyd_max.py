@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from quant.entropy import entropy
 from quant.lloyd_max import AbsmaxRatio, Normal, gaussian_levels, lloyd_max, moments
+from quant.methods.gaussian import LloydMax
 
 ERRORS = {1: 0.3633802276, 2: 0.1174818478, 3: 0.0345477608, 4: 0.0095010080, 5: 0.0025046684}
+ENTROPIES = {1: 1.0000, 2: 1.9111, 3: 2.8249, 4: 3.7653, 5: 4.7298}  # of the cells' probabilities, in bits
 POSITIVE = {
+    1: [0.79788456],
     2: [0.45278003, 1.5104176],
     3: [0.24509418, 0.75600528, 1.3439093, 2.1519457],
     4: [0.12839503, 0.3880483, 0.65675912, 0.94234046, 1.2562312, 1.6180464, 2.0690172, 2.7325896],
@@ -20,6 +25,22 @@ POSITIVE = {
 @pytest.mark.parametrize("bits", ERRORS)
 def test_error_on_the_normal_distribution(bits: int) -> None:
     assert moments(Normal(), gaussian_levels(bits))[2] == pytest.approx(ERRORS[bits], abs=1e-10)  # ten digits given
+
+
+@pytest.mark.parametrize("bits", ENTROPIES)
+def test_entropy_of_the_cells(bits: int) -> None:
+    mass = moments(Normal(), gaussian_levels(bits))[0]
+    assert mass.sum() == pytest.approx(1, abs=1e-12)
+    assert -(mass * np.log2(mass)).sum() == pytest.approx(ENTROPIES[bits], abs=5e-5)  # four digits given
+
+
+@pytest.mark.parametrize("bits", ENTROPIES)
+def test_codes_of_a_sample_have_that_entropy_and_error(bits: int) -> None:
+    """2 M weights: four standard errors, of .0007 bits at most of entropy and of 0.2 % of squared error."""
+    w = torch.randn(1024, 2048, generator=torch.Generator().manual_seed(0))
+    q = LloydMax("tensor", "float32", bits).quantize(w)
+    assert entropy(q.unpacked()) == pytest.approx(ENTROPIES[bits], abs=3e-3)
+    assert float((q.decode() - w).square().mean()) == pytest.approx(ERRORS[bits], rel=8e-3)
 
 
 @pytest.mark.parametrize("bits", POSITIVE)

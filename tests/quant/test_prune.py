@@ -21,17 +21,27 @@ def error(method, w) -> float:
     return float((method.quantize(w).decode() - w).square().mean())
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+MAGNITUDE = {0.3: 0.014555, 0.5: 0.071326, 0.6: 0.128756, 0.7: 0.216693, 0.8: 0.350180, 0.9: 0.560714}
+
+
+@pytest.mark.parametrize("share", MAGNITUDE)
 def test_magnitude_error_is_the_closed_form(share):
     normal = NormalDist()
     t = normal.inv_cdf((1 + share) / 2)
     want = 2 * (normal.cdf(t) - 0.5 - t * normal.pdf(t))
+    assert want == pytest.approx(MAGNITUDE[share], abs=5e-7)  # six digits given
     assert error(Magnitude(share, values=EXACT), gaussian(1024, 2048)) == pytest.approx(want, rel=5e-3)  # 2 M samples
 
 
-@pytest.mark.parametrize(("n", "m", "want"), [(2, 4, 0.132306), (4, 8, 0.103141)])
+@pytest.mark.parametrize(("n", "m", "want"), [(2, 4, 0.132306), (4, 8, 0.103141), (8, 16, 0.087489), (1, 4, 0.382363)])
 def test_n_of_m_error(n, m, want):
     assert error(NOfM(n, m, EXACT), gaussian(1024, 2048)) == pytest.approx(want, rel=5e-3)
+
+
+def test_two_of_four_costs_nearly_twice_the_error_of_any_half():
+    """.132306 / .071326, both on the same 2 M weights: each within 0.5 %."""
+    w = gaussian(1024, 2048)
+    assert error(NOfM(2, 4, EXACT), w) / error(Magnitude(0.5, values=EXACT), w) == pytest.approx(1.855, rel=5e-3)
 
 
 def test_bits():

@@ -132,8 +132,8 @@ def recovery(run: Run) -> list[Table]:
             "rate, so that a first step moves the weights no farther (`training.lr_a`, `lr_b`). `distill` is trained "
             "on the logits of the LoRA row. `gradual` starts from the unpruned base.",
             "The gap is the loss above that of LoRA on the unquantized weights (causal: of the logarithm of the "
-            "perplexity), as a share of that of `qlora` over the same base: below 0.5 the start halves it; a dash where that "
-            "of `qlora` is not told from 0.",
+            "perplexity), as a share of that of `qlora` over the same base: below 0.5 the start halves it; a dash "
+            "where that of `qlora` is not told from 0.",
         )
         title = f"What a new adapter recovers, {kind} models"
         made.append(Table(f"recovery-{kind}", title, columns, frame, caption(run, rows, metrics), notes))
