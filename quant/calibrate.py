@@ -141,7 +141,8 @@ def calibrate(
     `needs` are names of `STATISTICS`. `forward` runs the model on a batch; `mask` gives the [m, t] that is true (or 1)
     for tokens that count, by default all. "fisher" needs `loss` (a mean in any unit) and squares the gradient of each
     batch: one text a batch is its definition. `batches` are gone through several times. Statistics beyond `budget`
-    bytes are gathered in several passes; with `folder` (made if absent) no more than that is ever held.
+    bytes are gathered in several passes; with `folder` (made if absent) no more than that is ever held of
+    second moments, or of sums of squared gradients; magnitudes and the gradients of one batch come on top.
 
     Raises ValueError for an unknown statistic, no batch, no layer, or "fisher" without a loss.
     """
