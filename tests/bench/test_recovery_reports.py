@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -86,6 +87,20 @@ def test_the_plot_holds_start_and_end_of_every_adapter(run: Run) -> None:
     assert row["end_metric"] == "perplexity_reviews_ratio"
     encoder = data[data["model"] == "minilm"]
     assert all(math.isfinite(v) for v in encoder["end"])
+
+
+def test_the_plot_names_what_starts_at_no_distance_and_has_no_place_on_its_axis() -> None:
+    held = [r for r in sample() if r["cell"]["model"] == "minilm"]
+    before = PLOTS["recovery"](Run(held))
+    assert before is not None
+    assert "not drawn" not in before.footer
+    late = copy.deepcopy(next(r for r in held if r["cell"]["order"] == "qlora"))
+    late["cell"]["order"] = "gradual"
+    late["training"]["start"]["cosine_distance"]["value"] = 0.0
+    after = PLOTS["recovery"](Run([*held, late]))
+    assert after is not None
+    assert after.footer.endswith("not drawn, as no distance is left at the start: gradual")
+    assert len(after.data) == len(before.data)
 
 
 def test_the_gap_is_a_share_of_that_of_a_plain_start(run: Run) -> None:

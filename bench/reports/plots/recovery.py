@@ -131,6 +131,9 @@ def recovery(run: Run) -> Plot | None:
         place(made, axes, labels(shown), [(p.start.value or 0.0, p.end.value or 0.0) for p in shown], thin)
     rows = [p.row for shown in panels.values() for p in shown]
     notes = footer(run, rows, ("loss", f"perplexity_{run.adapted}")) + " · bars are 95 % intervals"
+    held = [(row, start_of(row, judged(run, kind)[0])) for kind in ("encoder", "causal") for row in started(run, kind)]
+    if at_zero := {row.order for row, start in held if start.value == 0}:
+        notes += f" · not drawn, as no distance is left at the start: {', '.join(sorted(at_zero))}"
     return Plot(made, title, notes, data(run, panels))
 
 
