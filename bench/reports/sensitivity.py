@@ -60,7 +60,7 @@ def write(out: Path) -> list[Path]:
                 annot_kws={"size": style.SMALL - 1.5}, xticklabels=True, yticklabels=True,
             )  # fmt: skip
             worst = part.loc[part["kl"].idxmax()]
-            total = f"sum of {len(part)} {part['kl'].sum():.3g}"
+            total = f"{len(part)} sum to {part['kl'].sum():.3g}"
             title = f"{plot_text(method)}: {total}, largest {worst['matrix']} of block {worst['block']}"
             axes.set_title(title, loc="left", fontsize=style.SMALL)
             axes.set(xlabel="", ylabel="")
