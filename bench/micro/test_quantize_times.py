@@ -8,6 +8,7 @@ run on small layers.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -42,7 +43,9 @@ HEADING = """# Quantizing one layer of 4096 x 4096 on the CPU
 
 Seconds, the median of 3 passes after a first one that is not counted, and their range; a method that takes over a
 minute is passed once. The gathering of a calibration is not in them. k-means of a row is exact; of a tensor of this
-size it takes near values together, and its error is within 1e-4 of the least one where that is known.
+size it takes near values together, and its error is within 1e-4 of the least one where that is known. Arrays of 64 MB
+come and go: where the allocator returns them to the system each time, page faults may cost more than the arithmetic;
+the command below says how it was told to keep them.
 """
 
 
@@ -91,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(HEADING)
     threads = torch.get_num_threads()
     about = f"{cpu_model()}, {threads} threads, torch {torch.__version__}, commit {str(commit()[0])[:12]}"
-    print(f"{about}. `python -m bench.micro.test_quantize_times`\n")
+    kept = "".join(f"{name}={os.environ[name]} " for name in sorted(os.environ) if name.startswith("MALLOC_"))
+    print(f"{about}. `{kept}python -m bench.micro.test_quantize_times`\n")
     print("| method | seconds | range | may take | |")
     print("|:--|--:|:--|--:|:--|")
     for method in (*LIMITS, *OTHERS):
