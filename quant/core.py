@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from quant.rows import row_blocks
 from quant.tensor import FORMATS, PARTS, QuantizedTensor, from_config
 
 __all__ = [
@@ -167,8 +168,7 @@ def checked(weight: Tensor) -> Tensor:
     if weight.numel() == 0:
         raise ValueError(f"weight is empty: shape {list(weight.shape)}")
     w = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    size = w.abs()
-    largest = float(size.max())
+    largest = _largest(w)
     if not largest < float("inf"):
         bad = (~torch.isfinite(weight.detach().float() if weight.element_size() == 1 else weight)).nonzero()
         if len(bad):
@@ -178,7 +178,20 @@ def checked(weight: Tensor) -> Tensor:
         largest = float(weight.detach().abs().max())  # float64 beyond the range of float32
     if largest > LARGEST:
         raise UnsupportedError(f"weight of magnitude {largest:.3g} exceeds 2**100; rescale the layer first")
-    return w.masked_fill_(size < SMALLEST, 0.0)
+    return w
+
+
+def _largest(w: Tensor) -> float:
+    """Largest magnitude of `w` [n, k], NaN if it holds one; magnitudes below `SMALLEST` are set to zero in place."""
+    found, blocks = [], row_blocks(w)
+    room = torch.empty_like(w[blocks[0]])  # written over for every block: see quant.rows
+    small = torch.empty_like(room, dtype=torch.bool)
+    for rows in blocks:
+        block = w[rows]
+        size = torch.abs(block, out=room[: len(block)])
+        found.append(size.amax())
+        block.masked_fill_(torch.lt(size, SMALLEST, out=small[: len(block)]), 0.0)
+    return float(torch.stack(found).amax())
 
 
 def register(name: str, quantizer: Quantizer) -> Quantizer:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kernels.packing import pack, packed_bytes
 from quant.core import QuantizedTensor, Quantizer
+from quant.rows import row_blocks
 
 __all__ = [
     "SCALE_FORMATS",
@@ -24,6 +26,9 @@ __all__ = [
     "group_shape",
     "grouped",
     "inverse_of",
+    "largest_of",
+    "of_rows",
+    "packed_by_rows",
     "store_scale",
     "ungrouped",
 ]
@@ -84,6 +89,11 @@ def expand(scale: Tensor, shape: tuple[int, int], group: Group) -> Tensor:
     return scale.repeat_interleave(group, dim=1)[:, : shape[1]]
 
 
+def of_rows(scale: Tensor, rows: slice, group: Group) -> Tensor:
+    """What [rows, groups] holds for some rows of the weight: all of it where the tensor is one group."""
+    return scale if group == "tensor" else scale[rows]
+
+
 def store_scale(scale: Tensor, how: str | Quantizer) -> Tensor | QuantizedTensor:
     """`scale` [rows, groups] float32 in the form in which it is stored.
 
@@ -110,3 +120,20 @@ def decode_scale(scale: Tensor | QuantizedTensor) -> Tensor:
 def inverse_of(scale: Tensor) -> Tensor:
     """1 / `scale`, which may be negative; 0 where the reciprocal would overflow, as for a group of zeros."""
     return torch.where(scale.abs() > torch.finfo(torch.float32).tiny, 1 / scale, 0.0)
+
+
+def largest_of(cells: Tensor) -> Tensor:
+    """Largest magnitude over the last dimension of `cells`, without an array of their size."""
+    return torch.maximum(cells.amax(-1), -cells.amin(-1)).abs()
+
+
+def packed_by_rows(weight: Tensor, bits: int, codes_of: Callable[[slice], Tensor]) -> Tensor:
+    """Packed codes of `weight` [n, k], where `codes_of(rows)` gives those of some rows, [rows, k] uint8.
+
+    Taken by `row_blocks`, so that no array of the size of the weight comes and goes on a CPU.
+    """
+    n, k = weight.shape
+    packed = torch.empty(n, packed_bytes(k, bits), dtype=torch.uint8, device=weight.device)
+    for rows in row_blocks(weight):
+        packed[rows] = pack(codes_of(rows), bits)
+    return packed

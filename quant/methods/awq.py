@@ -21,9 +21,10 @@ from torch import Tensor
 
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import Affine, Codebook, FixedCodebook, Scaled
-from quant.grouping import Group, expand, grouped
+from quant.grouping import Group, expand, grouped, largest_of
 from quant.methods.nf4 import NF
 from quant.methods.uniform import Uniform
+from quant.rows import row_blocks
 
 __all__ = ["AWQ", "behind", "factors", "output_error"]
 
@@ -31,7 +32,6 @@ ALPHAS = [i / 20 for i in range(20)]
 CLIPS = [1 - i / 40 for i in range(1, 21)]
 LEAST = 1e-4  # magnitudes below are taken as this: an input that is never seen does not decide the range of s
 ROWS = 256  # rows over which alpha is chosen; the layer as a whole decides whether it is taken
-CACHED = 1 << 18  # weights in a block of rows: what the search for clips goes over stays near the processor
 LARGEST = 2.0**15  # factors stay within what float16 holds in full precision, 2**-14 to this
 
 
@@ -92,14 +92,11 @@ class AWQ(Quantizer):
         """
         group, columns, decoded = _groups_of(made), made.columns.float(), made.decode()
         moments = _diagonal_blocks(h, group)
-        found, height = [], len(weight)
-        if weight.device.type == "cpu" and seen is None and _by_rows(made.inner):
-            height = max(1, CACHED // weight.shape[1])
-        for top in range(0, len(weight), height):
-            rows = slice(top, top + height)
+        one_by_one, found = seen is None and _by_rows(made.inner), []
+        for rows in row_blocks(weight) if one_by_one else [slice(0, len(weight))]:
             w = weight[rows]
             scaled = w / columns
-            largest = grouped(scaled, group).abs().amax(-1)
+            largest = largest_of(grouped(scaled, group))
             limit, least = largest, _group_errors(decoded[rows] - w, moments, group)
             for share in CLIPS:
                 tried = largest * share

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quant.core import Calibration, QuantizedTensor, Quantizer
 from quant.formats import FixedCodebook, Reshaped
-from quant.grouping import check_group, expand, grouped, inverse_of
+from quant.grouping import check_group, expand, grouped, inverse_of, largest_of
 from quant.nearest import nearest
 
 __all__ = ["DynamicMap", "Flat", "dynamic_levels"]
@@ -64,7 +64,7 @@ class DynamicMap(Quantizer):
         flat = weight.reshape(1, n * k)
         offset = flat[0].mean()
         rest = flat - offset
-        scale = grouped(rest, self.group).abs().amax(-1)
+        scale = largest_of(grouped(rest, self.group))
         spread = expand(scale, (1, n * k), self.group)
         codes = nearest(rest * inverse_of(spread), levels)
         if float(flat.min()) >= 0:

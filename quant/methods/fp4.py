@@ -21,7 +21,17 @@ from torch import Tensor
 from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import E8M0, FixedCodebook
-from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, inverse_of, store_scale
+from quant.grouping import (
+    Group,
+    check_group,
+    check_scale,
+    decode_scale,
+    expand,
+    grouped,
+    inverse_of,
+    largest_of,
+    store_scale,
+)
 from quant.methods.double import DynamicMap
 from quant.nearest import nearest_in_groups
 
@@ -69,7 +79,7 @@ class FP4(Quantizer):
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
-        largest = grouped(weight, self.group).abs().amax(-1)
+        largest = largest_of(grouped(weight, self.group))
         scale = store_scale(largest, self.scale)
         if self.table == "bnb":
             levels = torch.tensor(BNB_FP4_LEVELS, device=weight.device)
@@ -106,7 +116,7 @@ class MXFP4(Quantizer):
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
-        largest = grouped(weight, self.group).abs().amax(-1)
+        largest = largest_of(grouped(weight, self.group))
         mantissa, exponent = torch.frexp(largest)  # mantissa in [1/2, 1): 8 * mantissa against 6
         exponent = exponent - 3
         if self.rounding == "ceil":

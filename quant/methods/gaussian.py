@@ -28,6 +28,7 @@ from quant.grouping import (
     expand,
     grouped,
     inverse_of,
+    largest_of,
     store_scale,
 )
 from quant.lloyd_max import gaussian_levels
@@ -45,7 +46,7 @@ def root_mean_square(weight: Tensor, group: Group) -> Tensor:
     cells = grouped(weight, group)
     size = torch.full((cells.shape[1],), float(cells.shape[2]), device=weight.device)
     size[-1] -= cells[0].numel() - weight.numel() // len(cells)
-    top = cells.abs().amax(-1)  # squares of the largest weights that are accepted overflow
+    top = largest_of(cells)  # squares of the largest weights that are accepted overflow
     unit = cells * inverse_of(top)[..., None]
     return top * (unit.square().sum(-1) / size).sqrt()
 

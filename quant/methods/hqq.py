@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import Affine
-from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, inverse_of
+from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, inverse_of, packed_by_rows
 from quant.methods.uniform import Uniform
 
 __all__ = ["HQQ"]
@@ -73,31 +72,47 @@ class HQQ(Quantizer):
         cells, real = grouped(weight, self.group), grouped(weight.new_ones(1, k), self.group)
         zero = torch.empty_like(start.zero)
         step = max(1, PIECE // k)
+        room = weight.new_empty(5, *cells[:step].shape)
         for i in range(0, n, step):
             rows = slice(i, i + step)
-            zero[rows] = self._zeros(cells[rows], real, scale[rows, :, None], start.zero[rows])
-        codes = weight * expand(inverse_of(scale), (n, k), self.group)
-        codes += expand(zero.float(), (n, k), self.group)
-        packed = pack(codes.round_().clamp_(0, (1 << self.bits) - 1).to(torch.uint8), self.bits)
+            zero[rows] = self._zeros(cells[rows], real, scale[rows, :, None], start.zero[rows], room[:, : n - i])
+        inverse, shift = inverse_of(scale), zero.float()
+
+        def codes_of(rows: slice) -> Tensor:
+            part = weight[rows]
+            codes = part * expand(inverse[rows], (len(part), k), self.group)
+            codes += expand(shift[rows], (len(part), k), self.group)
+            return codes.round_().clamp_(0, (1 << self.bits) - 1).to(torch.uint8)
+
+        packed = packed_by_rows(weight, self.bits, codes_of)
         return Affine((n, k), torch.float32, packed, start.scale, zero, self.bits, self.group)
 
-    def _zeros(self, w: Tensor, real: Tensor, scale: Tensor, start: Tensor) -> Tensor:
-        """The best zero points [r, groups] float16 of `w` [r, groups, size]; `real` is 0 where a group is filled up."""
+    def _zeros(self, w: Tensor, real: Tensor, scale: Tensor, start: Tensor, room: Tensor) -> Tensor:
+        """The best zero points [r, groups] float16 of `w` [r, groups, size]; `real` is 0 where a group is filled up.
+
+        `room` [5, r, groups, size] is written over in every round: arrays that came and went would cost page faults.
+        """
         inverse = inverse_of(scale)
-        scaled, size = w * inverse, real.sum(-1)
+        scaled, q, error, away, shrunk = room
+        torch.mul(w, inverse, out=scaled)
+        size = real.sum(-1)
         best = zero = start
         least = torch.full_like(scale[..., 0], torch.inf)
         beta = self.beta
         for _ in range(self.rounds + 1):
             z = zero.float()[..., None]
-            q = (scaled + z).round_().clamp_(0, (1 << self.bits) - 1)
-            error = (w - (q - z) * scale).mul_(real)
-            away = error.abs()
-            sum_of_squares = error.square().sum(-1)
+            torch.add(scaled, z, out=q).round_().clamp_(0, (1 << self.bits) - 1)
+            torch.sub(q, z, out=error).mul_(scale)
+            torch.sub(w, error, out=error).mul_(real)
+            sum_of_squares = torch.mul(error, error, out=shrunk).sum(-1)
             less = sum_of_squares < least
             best, least = torch.where(less, zero, best), torch.where(less, sum_of_squares, least)
-            shrunk = torch.copysign((away - away.pow(self.p - 1).div_(beta)).clamp_(min=0), error)
-            zero = (((q - scaled).addcmul_(shrunk, inverse)).mul_(real).sum(-1) / size).to(torch.float16)
+            torch.abs(error, out=away)
+            torch.pow(away, self.p - 1, out=shrunk).div_(beta)
+            torch.sub(away, shrunk, out=shrunk).clamp_(min=0)
+            torch.copysign(shrunk, error, out=shrunk)
+            torch.sub(q, scaled, out=q).addcmul_(shrunk, inverse).mul_(real)
+            zero = (q.sum(-1) / size).to(torch.float16)
             beta *= self.kappa
         return best
 

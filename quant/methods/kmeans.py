@@ -22,7 +22,7 @@ from torch import Tensor
 from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import Codebook
-from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, store_scale
+from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, largest_of, store_scale
 from quant.kmeans1d import kmeans1d
 from quant.levels import nearest_codes, store_levels, tables
 
@@ -81,7 +81,7 @@ class KMeans(Quantizer):
         scale: Tensor | QuantizedTensor | None = None
         importance = self.weights(calibration, n, k)
         if self.scale is not None:
-            scale = store_scale(grouped(weight, self.group).abs().amax(-1), self.scale)
+            scale = store_scale(largest_of(grouped(weight, self.group)), self.scale)
             step = expand(decode_scale(scale), (n, k), self.group).expand(n, k)
             square = step.square()
             importance = square if importance is None else importance.to(step.device) * square

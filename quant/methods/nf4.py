@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import FixedCodebook
-from quant.grouping import Group, check_group, check_scale, decode_scale, grouped, inverse_of, store_scale
+from quant.grouping import Group, check_group, check_scale, decode_scale, grouped, inverse_of, largest_of, store_scale
 from quant.methods.double import DynamicMap, Flat
 from quant.methods.uniform import Uniform
 from quant.nearest import nearest_in_groups
@@ -94,7 +94,7 @@ class NF(Quantizer):
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
         levels = self.levels.to(weight.device)
-        largest = grouped(weight, self.group).abs().amax(-1)
+        largest = largest_of(grouped(weight, self.group))
         scale = store_scale(largest, self.scale)
         chosen = largest if self.against == "original" else decode_scale(scale)
         codes = nearest_in_groups(weight, inverse_of(chosen), levels, self.group)

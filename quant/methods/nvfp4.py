@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import E4M3, FixedCodebook
-from quant.grouping import Group, check_group, expand, grouped, inverse_of
+from quant.grouping import Group, check_group, expand, grouped, inverse_of, largest_of
 from quant.methods.fp4 import E2M1_LEVELS, nearest_e2m1
 
 __all__ = ["NVFP4"]
@@ -43,7 +43,7 @@ class NVFP4(Quantizer):
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
         levels = torch.tensor([E2M1_LEVELS], device=weight.device)
-        largest = grouped(weight, self.group).abs().amax(-1)
+        largest = largest_of(grouped(weight, self.group))
         scale = E4M3.store(largest / 6)
         if self.four_or_six:
             factor = largest.amax().reshape(1) / (6 * 256)  # leaves room above: 256 * 6 / 4 is a number of E4M3 too

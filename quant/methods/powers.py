@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import FixedCodebook
-from quant.grouping import Group, check_group, check_scale, decode_scale, grouped, store_scale
+from quant.grouping import Group, check_group, check_scale, decode_scale, grouped, largest_of, store_scale
 from quant.nearest import nearest_in_groups
 
 __all__ = ["AdditivePowerOfTwo", "PowerOfTwo"]
@@ -63,7 +63,7 @@ class PowerOfTwo(Quantizer):
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
-        scale = store_scale(grouped(weight, self.group).abs().amax(-1) * self.clip, self.scale)
+        scale = store_scale(largest_of(grouped(weight, self.group)) * self.clip, self.scale)
         step = decode_scale(scale)
         inverse = torch.where(step > 0, 1 / step, 0.0)
         levels = self._levels().to(weight.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import Codebook
-from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, store_scale
+from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, largest_of, store_scale
 from quant.levels import store_levels
 from quant.nearest import nearest_in_groups
 
@@ -47,7 +47,7 @@ class Quantile(Quantizer):
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         n, k = weight.shape
-        scale = store_scale(grouped(weight, self.group).abs().amax(-1), self.scale)
+        scale = store_scale(largest_of(grouped(weight, self.group)), self.scale)
         step = decode_scale(scale)
         inverse = torch.where(step > 0, 1 / step, 0.0)
         unit = weight * expand(inverse, (n, k), self.group)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.packing import pack
 from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import Affine, Integers
 from quant.grouping import (
@@ -27,6 +26,9 @@ from quant.grouping import (
     expand,
     grouped,
     inverse_of,
+    largest_of,
+    of_rows,
+    packed_by_rows,
     store_scale,
 )
 from quant.methods.double import DynamicMap
@@ -66,7 +68,7 @@ class Uniform(Quantizer):
         cells = grouped(weight, self.group)
         half, top = 1 << (self.bits - 1), (1 << self.bits) - 1
         if self.zero is None:
-            step = cells.abs().amax(-1) / (half - 1)
+            step = largest_of(cells) / (half - 1)
         else:
             low, high = cells.amin(-1).clamp(max=0), cells.amax(-1).clamp(min=0)
             step = (high - low) / top
@@ -80,12 +82,20 @@ class Uniform(Quantizer):
         elif self.zero == "float":
             zero = (-low * inverse).to(torch.float16)
             shift = zero.float()
-        codes = weight * expand(inverse, (n, k), self.group)
-        if self.zero != "float":
-            codes.round_()  # before the shift, whose size would cost digits
-        codes += expand(shift, (n, k), self.group) if isinstance(shift, Tensor) else shift
         bottom = 1 if self.zero is None else 0
-        packed = pack(codes.round_().clamp_(bottom, top).to(torch.uint8), self.bits)
+
+        def codes_of(rows: slice) -> Tensor:
+            part = weight[rows]
+            codes = part * expand(of_rows(inverse, rows, self.group), (len(part), k), self.group)
+            if self.zero != "float":
+                codes.round_()  # before the shift, whose size would cost digits
+            if isinstance(shift, Tensor):
+                codes += expand(of_rows(shift, rows, self.group), (len(part), k), self.group)
+            else:
+                codes += shift
+            return codes.round_().clamp_(bottom, top).to(torch.uint8)
+
+        packed = packed_by_rows(weight, self.bits, codes_of)
         return Affine((n, k), torch.float32, packed, scale, zero, self.bits, self.group)
 
 

@@ -7,7 +7,7 @@ holds what is measured only to judge a difference.
 
 from quant.peers.base import CONTROLS, PEERS, Peer, find_method, installed
 
-from quant.peers import bitsandbytes, controls, hqq, quanto, torchao  # isort: skip  (peers register themselves)
+from quant.peers import bitsandbytes, controls, gemlite, hqq, quanto, torchao  # isort: skip  (peers register themselves)
 
 __all__ = [
     "CONTROLS",
@@ -16,6 +16,7 @@ __all__ = [
     "bitsandbytes",
     "controls",
     "find_method",
+    "gemlite",
     "hqq",
     "installed",
     "quanto",

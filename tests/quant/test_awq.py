@@ -45,7 +45,7 @@ def error(q: QuantizedTensor, w: Tensor, known: Calibration) -> float:
 def test_blocks_of_rows_decide_as_the_whole_weight_does(monkeypatch: pytest.MonkeyPatch, inner: Quantizer) -> None:
     w, known = gaussian(37, K), calibration_of(37, K)
     whole = AWQ(inner).quantize(w, known).decode()
-    monkeypatch.setattr("quant.methods.awq.CACHED", 5 * K)
+    monkeypatch.setattr("quant.rows.CACHED", 5 * K)
     assert torch.equal(AWQ(inner).quantize(w, known).decode(), whole)
 
 

@@ -18,7 +18,9 @@ from quant.peers.controls import Moved, MovedScales
 from tests.quant.samples import gaussian
 
 N, K = 256, 512
-peers = pytest.mark.parametrize("name", sorted(PEERS))
+peers = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.gpu] * ("gemlite" in name)) for name in sorted(PEERS)]
+)
 W = gaussian(N, K)
 # what each stores, in bits a weight, per-tensor constants left out: codes + scales (+ zeros) as the library holds them
 BITS = {
@@ -26,6 +28,10 @@ BITS = {
     "peer-bnb-nf4-dq": 4 + 8 / 64 + 32 / (64 * 256),
     "peer-bnb-fp4": 4.5,
     "peer-bnb-int8": 8 + 32 / K,
+    "peer-gemlite-hqq-4bit": 4.5,
+    "peer-gemlite-hqq-2bit": 2.5,
+    "peer-gemlite-mxfp4": 4.25,
+    "peer-gemlite-nvfp4": 4.5,
     "peer-hqq-4bit": 4.5,
     "peer-hqq-3bit": 3.2 + 32 / 64,  # ten 3-bit codes in 32 bits, and a last word that is not full
     "peer-hqq-2bit": 2.5,
