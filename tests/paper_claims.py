@@ -42,6 +42,7 @@ CLAIMS = (
     ("APoT", "apot-4bit-g64", "uniform-int4-g64"),
     ("NVFP4", "nvfp4", "mxfp4"),
     ("HQQ", "hqq-int4-g64", "uniform-int4-asym-g64"),
+    ("HQQ", "hqq-int4-g64", "uniform-int4-float-zero-g64"),
     ("HQQ", "hqq-int3-g64", "gptq-int3-g64"),
     ("HIGGS", "higgs-4bit", "nf4-g64-dq"),
     ("GuidedQuant", "lnq-3bit", "squeezellm-3bit"),

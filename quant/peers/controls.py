@@ -1,4 +1,4 @@
-"""What is measured beside peers only to judge a difference: a method at a peer's settings, and moved copies of methods.
+"""What is measured only to judge a difference: methods at other settings, moved copies, budgets that follow depth.
 
 A moved copy is a method whose scales are moved at random by so little that its error stays what it was, so that other
 weights round up. An interval over texts says nothing of this: two quantizers of equal error differ by as much as two
@@ -8,6 +8,7 @@ copies do, and the difference is then one of the draw of roundings and not of th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +20,12 @@ from quant.grouping import store_scale
 from quant.methods.double import DynamicMap
 from quant.methods.hqq import HQQ
 from quant.methods.nf4 import NF
+from quant.methods.owl import OWL, block_of
 from quant.methods.uniform import Uniform
+from quant.methods.wanda import Wanda
 from quant.peers.base import register_control
 
-__all__ = ["Moved", "MovedScales"]
+__all__ = ["ByDepth", "Moved", "MovedScales"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,45 @@ class Moved(Quantizer):
         return dataclasses.replace(self.method, scale=scale).quantize(weight)  # type: ignore[call-arg]
 
 
+@dataclass(frozen=True)
+class ByDepth(Quantizer):
+    """`method` prunes the first block of the model to `first`, the last to `last`, those between in a straight line."""
+
+    method: Wanda
+    first: float
+    last: float
+
+    source = "this suite"
+    idea = "budgets of sparsity that follow depth alone"
+
+    @property
+    def family(self) -> str:
+        return self.method.family
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.method.needs
+
+    def for_layers(
+        self, weights: Mapping[str, Tensor], calibration: Mapping[str, Calibration] | None = None
+    ) -> Mapping[str, Quantizer]:
+        blocks = list(dict.fromkeys(map(block_of, weights)))
+        share = torch.linspace(self.first, self.last, len(blocks), dtype=torch.float64).tolist()
+        found = dict(zip(blocks, share, strict=True))
+        return {name: dataclasses.replace(self.method, sparsity=found[block_of(name)]) for name in weights}
+
+    def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
+        return self.method.quantize(weight, calibration)
+
+
+for _name, _budgets in {
+    "owl-3": OWL(Wanda(0.7), factor=3.0),
+    "owl-10": OWL(Wanda(0.7), factor=10.0),
+    "owl-wide": OWL(Wanda(0.7), spread=0.15),
+    "dense-in-front": ByDepth(Wanda(0.7), 0.62, 0.78),
+    "dense-behind": ByDepth(Wanda(0.7), 0.78, 0.62),
+}.items():
+    register_control(f"control-wanda-70-{_name}", _budgets)
 register_control("control-int2-float-zero-g64", Uniform(2, 64, zero="float"))
 for _of, _method in (
     ("hqq-int4-g64", HQQ(4, 64)),

@@ -10,6 +10,7 @@ from quant.methods.owl import OWL, block_of, budgets
 from quant.methods.prune import Magnitude
 from quant.methods.sparsegpt import SparseGPT
 from quant.methods.wanda import Wanda
+from quant.peers import CONTROLS
 from tests.quant.samples import gaussian
 
 
@@ -106,3 +107,18 @@ def test_what_it_needs_and_refuses():
     ):
         with pytest.raises(ValueError):
             make()
+
+
+def test_a_control_prunes_in_a_straight_line_of_depth_and_as_much_as_asked_in_all():
+    weights = {f"model.layers.{i}.{name}": gaussian(8, 200, seed=i) for i in range(5) for name in ("up", "down")}
+    known = {name: Calibration(torch.eye(200)) for name in weights}
+    control = CONTROLS["control-wanda-70-dense-in-front"]
+    assert control.needs == {"second_moment"}
+    found = control.for_layers(weights, known)
+    shares = [found[f"model.layers.{i}.down"].sparsity for i in range(5)]
+    assert shares == pytest.approx([0.62, 0.66, 0.70, 0.74, 0.78])
+    zeros = pruned(found, weights, known)
+    assert [zeros[f"model.layers.{i}.up"] / 1600 for i in range(5)] == pytest.approx(shares)
+    behind = CONTROLS["control-wanda-70-dense-behind"].for_layers(weights, known)
+    assert [behind[f"model.layers.{i}.up"].sparsity for i in range(5)] == pytest.approx(shares[::-1])
+    assert {c.method for n, c in CONTROLS.items() if n.startswith("control-wanda-70-")} == {Wanda(0.7)}
