@@ -18,7 +18,7 @@ from quant.grouping import Group, grouped, ungrouped
 
 __all__ = ["nearest", "nearest_in_groups", "thresholds"]
 
-PIECE = 1 << 16  # values searched at a time
+PIECE = 1 << 19  # values searched at a time, see quant.rows
 FEW = 1 << 12  # up to so many values the bins are not worth their making
 BINS = (1 << 10, 1 << 16)  # fewest and most bins
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["CACHED", "row_blocks"]
 
-CACHED = 1 << 18  # weights in a block
+CACHED = 1 << 19  # weights in a block: more leave the caches, fewer wake other threads more often
 
 
 def row_blocks(weight: Tensor) -> list[slice]:
@@ -18,7 +18,7 @@ def row_blocks(weight: Tensor) -> list[slice]:
 
     >>> import torch
     >>> row_blocks(torch.empty(5, 1 << 17))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
+    [slice(0, 4, None), slice(4, 8, None)]
     """
     n, k = weight.shape
     height = max(1, CACHED // max(k, 1)) if weight.device.type == "cpu" else n

@@ -3,13 +3,14 @@
 The weight is N(0, 1); the inputs' second moment is that of an autoregressive sequence of 2048 rows with some channels
 ten times as large, gathered beforehand. The median of the passes and their range are reported; a first pass that
 compiles is not counted. Run as `python -m bench.micro.test_quantize_times` for the table, or under pytest for a smoke
-run on small layers.
+run on small layers. Methods may be named, and others than these.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 
@@ -43,10 +44,9 @@ HEADING = """# Quantizing one layer of 4096 x 4096 on the CPU
 
 Seconds, the median of 3 passes after a first one that is not counted, and their range; a method that takes over a
 minute is passed once. The gathering of a calibration is not in them. k-means of a row is exact; of a tensor of this
-size it takes near values together, and its error is within 1e-4 of the least one where that is known. Arrays of 64 MB
-come and go: where the allocator returns them to the system each time, page faults may cost more than the arithmetic;
-the command below says how it was told to keep them.
+size it takes near values together, and its error is within 1e-4 of the least one where that is known.
 """
+ABOUT = ("MALLOC_", "OMP_", "GOMP_", "KMP_")  # settings of the environment that may change a time are printed
 
 
 def calibration(size: int, names: frozenset[str]) -> Calibration | None:
@@ -90,15 +90,18 @@ def test_every_method_of_the_table_is_timed(method: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table as Markdown, with what it was measured on."""
+    """Print the table as Markdown, with what it was measured on; `arguments` are methods, all of them where none is."""
+    names = list(sys.argv[1:] if arguments is None else arguments) or [*LIMITS, *OTHERS]
+    if unknown := [name for name in names if name not in METHODS]:
+        raise SystemExit(f"error: unknown method {unknown[0]!r}; `bench list methods` names them")
     print(HEADING)
     threads = torch.get_num_threads()
     about = f"{cpu_model()}, {threads} threads, torch {torch.__version__}, commit {str(commit()[0])[:12]}"
-    kept = "".join(f"{name}={os.environ[name]} " for name in sorted(os.environ) if name.startswith("MALLOC_"))
+    kept = "".join(f"{name}={os.environ[name]} " for name in sorted(os.environ) if name.startswith(ABOUT))
     print(f"{about}. `{kept}python -m bench.micro.test_quantize_times`\n")
     print("| method | seconds | range | may take | |")
     print("|:--|--:|:--|--:|:--|")
-    for method in (*LIMITS, *OTHERS):
+    for method in names:
         print(line(method, measure(method)), flush=True)
 
 
@@ -112,6 +115,11 @@ def line(method: str, taken: Sequence[float]) -> str:
 def test_a_row_without_a_limit_is_not_judged() -> None:
     assert line("awq-int4-g64", [1.0, 2.0, 3.0]) == "| awq-int4-g64 | 2.00 | 1.00 to 3.00 | | |"
     assert line("nf4-g64", [0.2, 0.6, 0.7]) == "| nf4-g64 | 0.60 | 0.20 to 0.70 | 0.5 | OVER |"
+
+
+def test_a_method_that_is_not_known_is_named() -> None:
+    with pytest.raises(SystemExit, match="unknown method 'nf5'; `bench list methods` names them"):
+        main(["nf4-g64", "nf5"])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from quant.methods.uniform import Uniform
 
 __all__ = ["HQQ"]
 
-PIECE = 1 << 17  # weights worked on at a time: they stay in the caches through all rounds
+PIECE = 1 << 19  # weights worked on at a time, through all rounds; see quant.rows
 
 
 @dataclass(frozen=True)
