@@ -21,8 +21,9 @@ A *cell* is one (model, task, order, method, seed). Its *record* is one JSON lin
                     prefill_s, prefill_ratio, prefill_tokens_per_s, train_step_s, train_step_ratio: all stats;
                     {forward_b1, prefill}_bf16_{s, ratio, ratio_bf16}: with bfloat16 activations, the ratios to the
                     model in fp32 and to the model in bfloat16, and implementation_bf16
-    accuracy        {metric: stat + {"protocol", "higher_is_better"}}; metrics in METRICS; those that rank also hold
-                    the value of every "items", in the order of the texts
+    accuracy        {metric: stat + {"protocol", "higher_is_better"}}; metrics in METRICS; those that rank and the
+                    losses also hold the value of every "items", in the order of the texts (of a perplexity: the mean
+                    loss of every window, nats)
     weights         relative_error, sqnr_db, gap_db, layers{name: {relative_error, sqnr_db}},
                     histogram{layer, edges, weight_density, error_edges, error_density, levels}
     training        trainable_parameters, steps, tokens, train_s, first_loss, last_loss; of `lora` also trained_utc and

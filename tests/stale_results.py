@@ -87,7 +87,7 @@ def unmoved(commit: str, name: str) -> bool:
     """Whether the file as it is now is known to give the figures that it gave at `commit`."""
     file = ROOT / name
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
-    return any((e["commit"], e["file"], e["sha256"]) == (commit, name, digest) for e in UNMOVED)
+    return any(commit in e["commits"] and e["files"].get(name) == digest for e in UNMOVED)
 
 
 def told(records: Sequence[Record]) -> list[str]:

@@ -37,7 +37,7 @@ def test_a_change_that_moved_nothing_counts_again_when_the_file_changes_once_mor
     monkeypatch.setattr(stale_results, "ROOT", tmp_path)
     file = tmp_path / "quant.py"
     file.write_text("a = 1")
-    known = {"commit": "c", "file": "quant.py", "sha256": hashlib.sha256(b"a = 1").hexdigest(), "because": "same"}
+    known = {"commits": ["b", "c"], "files": {"quant.py": hashlib.sha256(b"a = 1").hexdigest()}, "because": "same"}
     monkeypatch.setattr(stale_results, "UNMOVED", [known])
     assert unmoved("c", "quant.py")
     assert not unmoved("d", "quant.py")

@@ -20,7 +20,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from bench.metrics.base import LABEL_METRICS, LabelMetric, figure
+from bench.metrics.base import LABEL_METRICS, LabelMetric, figure, items
 
 __all__ = ["difference_interval", "mcnemar"]
 
@@ -82,7 +82,8 @@ def _wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def _loss(outputs: Outputs, base: Outputs | None, where: str) -> dict[str, Any]:
-    return figure(_losses(outputs), None if base is None else _losses(base), where, higher_is_better=False)
+    losses = _losses(outputs)
+    return figure(losses, None if base is None else _losses(base), where, higher_is_better=False) | items(losses)
 
 
 def _needed(base: Outputs | None) -> Outputs:

@@ -2,7 +2,7 @@
 
 perplexity   exp(mean nll). Its difference to the baseline comes from the paired ratio exp(mean(nll - nll_base)),
              whose interval is carried over: delta = perplexity_base * (ratio - 1). Also {ratio, ratio_low,
-             ratio_high}
+             ratio_high}, and "items", which are the nll
 kl           mean of KL(baseline || model), nats per token
 top1         mean of [both find the same token most likely]
 """
@@ -33,7 +33,7 @@ def _perplexity(nll: Tensor, base: Tensor | None, where: str) -> dict[str, Any]:
             out[f"delta{end}"] = None if ratio is None else math.exp(float(base.mean())) * (ratio - 1)
     for end in ("value", "low", "high"):
         out[end] = None if out[end] is None else math.exp(out[end])
-    return out
+    return out | items(nll)
 
 
 def _kl(kl: Tensor, base: Tensor | None, where: str) -> dict[str, Any]:

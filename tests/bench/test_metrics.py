@@ -77,6 +77,16 @@ def test_metrics_that_rank_keep_the_value_of_every_item():
     assert far["items"] == [0.0, 1.0]
 
 
+def test_losses_keep_those_of_every_item_in_nats():
+    """So that what is made of several losses of one text has an interval over texts."""
+    nll = torch.tensor([3.0, 4.5, 2.25]).double()
+    found = TEXT_METRICS["perplexity"](nll, nll - 1, "")
+    assert found["items"] == nll.tolist()
+    assert found["value"] == pytest.approx(math.exp(3.25))
+    loss = LABEL_METRICS["loss"](label_outputs(torch.tensor([[2.0, 0.0], [0.0, 0.0]])), None, "")
+    assert loss["items"] == [pytest.approx(x, rel=1e-5) for x in (math.log(1 + math.exp(-2)), math.log(2))]
+
+
 def test_label_metrics_of_a_known_case():
     logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     base = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])

@@ -11,10 +11,12 @@ the starting distance left would be an adapter that recovers nothing.
 from __future__ import annotations
 
 import math
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
+from bench.measure.stats import stat
 from bench.reports.caption import caption
 from bench.reports.frames import Row, Run, dig
 from bench.reports.stats import Stat, number_or_none, pool
@@ -61,8 +63,10 @@ def log_ratio(metric: dict[str, Any]) -> Stat:
 def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
     """The gap as a share of that of `qlora` over the same base, task and seeds; unknown where that may be 0.
 
-    The interval reaches from the low end of one over the high end of the other to the reverse: wider than it need be,
-    as both are of the same items.
+    Where records hold the loss of every text, a seed's interval is that of the mean of (gap - share * gap of `qlora`)
+    over the texts, in units of the mean gap of `qlora`, and seeds are pooled as everywhere. Where they do not, the
+    interval reaches from the low end of one over the high end of the other to the reverse, which is wider than it need
+    be.
     """
     plain = run.find(row, "qlora")
     if plain is None or plain.task != row.task or plain.seeds != row.seeds:
@@ -72,11 +76,39 @@ def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
         return Stat()
     if row.order == "qlora":
         return Stat(1.0)
+    lora = run.find(row, "lora", method="fp32")
+    if lora is not None and lora.seeds == row.seeds:
+        by_seed = [
+            paired_share(*found) for found in zip(*(losses(r, trained) for r in (row, plain, lora)), strict=True)
+        ]
+        if by_seed and all(found.value is not None for found in by_seed):
+            return pool(by_seed)
     share = gap.value / whole.value
     if gap.low is None or gap.high is None or whole.low is None or whole.high is None:
         return Stat(share)
     ends = [g / w for g in (gap.low, gap.high) for w in (whole.low, whole.high)]
     return Stat(share, min(ends), max(ends))
+
+
+def losses(row: Row, trained: str) -> list[list[float]]:
+    """The losses of every text (nats), a list for each seed, in the order of the seeds; empty where there are none."""
+    records = sorted(row.records, key=lambda r: int(r["cell"]["seed"]))
+    return [held if isinstance(held := dig(r, "accuracy", trained, "items"), list) else [] for r in records]
+
+
+def paired_share(far: list[float], plain: list[float], lora: list[float]) -> Stat:
+    """One seed's share and its interval over the texts, of losses of the same texts in the same order."""
+    if not far or not len(far) == len(plain) == len(lora):
+        return Stat()
+    gaps, wholes = ([a - b for a, b in zip(losses, lora, strict=True)] for losses in (far, plain))
+    mean = fmean(wholes)
+    if mean <= 0:
+        return Stat()
+    share = fmean(gaps) / mean
+    rest = stat([(g - share * w) / mean for g, w in zip(gaps, wholes, strict=True)], statistic="mean")
+    if rest["low"] is None or rest["high"] is None:
+        return Stat(share)
+    return Stat(share, share + rest["low"], share + rest["high"])
 
 
 def _bits(row: Row) -> float:
