@@ -57,7 +57,7 @@ bench-full: $(READY) ## every method on both models, QLoRA too, three seeds (man
 bench-peers: $(READY) ## other libraries' quantizers beside ours (needs: .venv/bin/pip install -e '.[peers]'; 6 minutes)
 	$(PY) -m bench run peers $(SELECT)
 
-bench-recovery: $(READY) ## what a new adapter recovers at two bits, by how it starts, on three seeds (about 25 minutes; resumes)
+bench-recovery: $(READY) ## what a new adapter recovers at two bits, by how it starts, on six seeds (about 45 minutes; resumes)
 	$(PY) -m bench run recovery $(SELECT)
 
 bench-rates: $(READY) ## every method at its measured bits against the rate-distortion bound (under a minute; resumes)

@@ -31,6 +31,7 @@ FOLDERS = {  # and the command that makes it
     "recovery": "make bench-recovery",
     "starts": "bench run starts",
     "calibration": "bench run calibration",
+    "causes": "bench run causes",
     "gradual": "bench run gradual",
 }
 TIMES_ONLY = ("kernels/", "quant/engines/")

@@ -17,7 +17,7 @@ from bench.reports.tables.recovery import share_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-SUITES = ("calibration", "gradual", "peers", "recovery", "starts")
+SUITES = ("calibration", "causes", "gradual", "peers", "recovery", "starts")
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -9,6 +9,7 @@ from bench.reports.frames import Row, Run
 from bench.reports.ranks import told_apart
 from bench.reports.selection import lowest_change
 from bench.reports.stats import Stat, estimate_text, number_text
+from bench.reports.tables.recovery import judged, share_of, started
 from bench.schema import METRICS
 
 __all__ = ["conclusions"]
@@ -19,12 +20,12 @@ USEFUL = 2.0  # times the perplexity of LoRA on the unquantized model
 
 
 def conclusions(run: Run) -> list[str]:
-    """At most six sentences; none where the records do not carry them."""
+    """At most seven sentences; none where the records do not carry them."""
     found: list[str] = []
     for kind in ("encoder", "causal"):
         found += nearest(run, kind)
-    found += smallest_without_loss(run) + training(run) + fastest(run) + unfinished(run)
-    return found[:6]
+    found += smallest_without_loss(run) + training(run) + recovered(run) + fastest(run) + unfinished(run)
+    return found[:7]
 
 
 def bits(row: Row) -> float | None:
@@ -126,6 +127,28 @@ def useful(row: Row) -> bool:
     worse = [row.ratio(name).value for name in METRICS if name.startswith("perplexity")]
     lost = row.metric("accuracy").delta
     return all(ratio is None or ratio <= USEFUL for ratio in worse) and (lost is None or lost >= -TOLERATED)
+
+
+def recovered(run: Run) -> list[str]:
+    """The start that leaves the least of the loss gap of `qlora`, of the base over which most starts can be told."""
+    told: dict[tuple[str, str, str], list[tuple[float, Stat, Row, str]]] = {}
+    for kind in ("encoder", "causal"):
+        trained = judged(run, kind)[1]
+        for row in started(run, kind):
+            share = share_of(run, row, trained, kind)
+            if row.order != "qlora" and share.value is not None:
+                told.setdefault((row.model, row.task, row.method), []).append((share.value, share, row, trained))
+    if not told or len(most := max(told.values(), key=len)) < 2:
+        return []
+    _, share, row, trained = min(most, key=lambda found: (found[0], found[2].order))
+    where = f"{plain(row.model)} over {sized(row)}, {METRICS[trained].heading}"
+    seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
+    gap = "of the loss that qlora leaves above LoRA on the unquantized weights"
+    figure = f"{estimate_text(share, 2)} times ({where}, {seeds})"
+    if share.high is None or share.high >= 1:
+        said = f"None of {len(most)} starts is told apart from that at zero: the least share {gap}"
+        return [f"{said} is that of {row.order}, {figure}."]
+    return [f"Of {len(most)} starts beside that at zero, {row.order} leaves the least {gap}: {figure}."]
 
 
 def fastest(run: Run) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from bench.measure.stats import stat
 from bench.qlora import QLORA as QLORA_ORDERS
 from bench.reports import style
+from bench.reports.conclusions import conclusions
 from bench.reports.frames import Run
 from bench.reports.plots import PLOTS
 from bench.reports.plots.recovery import LOOKS
@@ -167,6 +169,29 @@ def test_a_share_of_records_with_items_is_pooled_over_the_seeds() -> None:
     assert reach == pytest.approx(math.hypot(between, within), rel=1e-3)
     held[0]["accuracy"]["perplexity_reviews"].pop("items")
     assert found()[0] != pytest.approx(0.45)  # of the ratios that the records hold, which are other ones here
+
+
+def test_the_report_says_which_start_leaves_least_and_of_how_many() -> None:
+    def said(records: list[dict[str, Any]]) -> list[str]:
+        return [text for text in conclusions(Run(records)) if "leave" in text and "starts" in text]
+
+    only = [r for r in sample() if r["cell"]["model"] == "smollm2" and r["cell"]["method"] in ("fp32", "nf2")]
+    gap = {(r["cell"]["order"], r["cell"]["method"]): r["accuracy"]["perplexity_reviews"] for r in only}
+    for order, share in (("qlora", 1.0), ("eora", 0.25)):
+        for end, factor in (("", 1.0), ("_low", 0.9), ("_high", 1.1)):
+            gap[order, "nf2"][f"ratio{end}"] = math.exp(4 * share * factor)
+    for order in set(STARTS) - {"eora"}:
+        gap[order, "nf2"] |= {f"ratio{end}": math.exp(3) for end in ("", "_low", "_high")}
+    (text,) = said(only)
+    assert text.startswith(f"Of {len(STARTS)} starts beside that at zero, eora leaves the least")
+    assert ": 0.25 " in text
+    assert text.endswith("perplexity, reviews, 1 seed).")
+    gap["eora", "nf2"]["ratio_high"] = math.exp(3.7)  # against 3.6 at the least of the plain start
+    (text,) = said(only)
+    assert text.startswith(f"None of {len(STARTS)} starts is told apart from that at zero: ")
+    assert "that of eora, 0.25 " in text
+    assert said([r for r in only if r["cell"]["order"] != "qlora"]) == []
+    assert said([r for r in only if r["cell"]["order"] in ("lora", "qlora", "eora")]) == []
 
 
 def test_nothing_is_a_share_of_a_gap_that_may_be_none() -> None:
