@@ -22,6 +22,7 @@ from bench.key import NOT_MEASURING, file_hashes, sources_of
 from bench.records import Record
 from bench.reports.readme import load
 from quant import METHODS
+from quant.peers import CONTROLS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "cpu-2-cores"
@@ -74,9 +75,10 @@ def stale(record: Record) -> list[str]:
 
     None for another library's method: what it depends on is not of this project.
     """
-    if record["cell"]["method"] not in METHODS:
+    known = METHODS | CONTROLS
+    if record["cell"]["method"] not in known:
         return []
-    files = sources_of(METHODS[record["cell"]["method"]], file_hashes())
+    files = sources_of(known[record["cell"]["method"]], file_hashes())
     timed = record["cell"]["order"] == "speed"
     gone = {name for name in changed_since(record["provenance"]["commit"]) if not (ROOT / name).exists()}
     found = {name for name in changed_since(record["provenance"]["commit"]) if name in files} | gone

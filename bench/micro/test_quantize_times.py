@@ -3,7 +3,7 @@
 The weight is N(0, 1); the inputs' second moment is that of an autoregressive sequence of 2048 rows with some channels
 ten times as large, gathered beforehand. The median of the passes and their range are reported; a first pass that
 compiles is not counted. Run as `python -m bench.micro.test_quantize_times` for the table, or under pytest for a smoke
-run on small layers. Methods may be named, and others than these.
+run on small layers. Any methods may be named instead of these.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = torch.get_num_threads()
     about = f"{cpu_model()}, {threads} threads, torch {torch.__version__}, commit {str(commit()[0])[:12]}"
     kept = "".join(f"{name}={os.environ[name]} " for name in sorted(os.environ) if name.startswith(ABOUT))
-    print(f"{about}. `{kept}python -m bench.micro.test_quantize_times`\n")
+    given = "" if names == [*LIMITS, *OTHERS] else " " + " ".join(names)
+    print(f"{about}. `{kept}python -m bench.micro.test_quantize_times{given}`\n")
     print("| method | seconds | range | may take | |")
     print("|:--|--:|:--|--:|:--|")
     for method in names:

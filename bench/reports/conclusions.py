@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 from bench.reports.escape import plain
 from bench.reports.frames import Row, Run
 from bench.reports.ranks import told_apart
 from bench.reports.selection import lowest_change
-from bench.reports.stats import Stat, estimate_text, number_text
+from bench.reports.stats import Z95, Stat, estimate_text, number_text
 from bench.reports.tables.recovery import judged, share_of, started
 from bench.schema import METRICS
 
@@ -16,6 +17,7 @@ __all__ = ["conclusions"]
 
 FOUR_BITS = 4.6  # at most this many stored bits per weight counts as a 4-bit method
 TOLERATED = 5.0  # points of accuracy
+STARTS = ("loftq", "qpissa", "eora", "lq", "chained")  # whose adapter holds something before the first step
 USEFUL = 2.0  # times the perplexity of LoRA on the unquantized model
 
 
@@ -130,25 +132,27 @@ def useful(row: Row) -> bool:
 
 
 def recovered(run: Run) -> list[str]:
-    """The start that leaves the least of the loss gap of `qlora`, of the base over which most starts can be told."""
+    """How many starts other than the one at zero leave less than the loss gap of `qlora`, all bounds at once, and which
+    leaves the least; of the base over which most starts were trained."""
     told: dict[tuple[str, str, str], list[tuple[float, Stat, Row, str]]] = {}
     for kind in ("encoder", "causal"):
         trained = judged(run, kind)[1]
         for row in started(run, kind):
-            share = share_of(run, row, trained, kind)
-            if row.order != "qlora" and share.value is not None:
+            share = share_of(run, row, trained, kind) if row.order in STARTS else Stat()
+            if share.value is not None:
                 told.setdefault((row.model, row.task, row.method), []).append((share.value, share, row, trained))
     if not told or len(most := max(told.values(), key=len)) < 2:
         return []
+    wider = NormalDist().inv_cdf(1 - 0.025 / len(most)) / Z95
+    less = [s for value, s, _, _ in most if s.high is not None and value + wider * (s.high - value) < 1]
     _, share, row, trained = min(most, key=lambda found: (found[0], found[2].order))
-    where = f"{plain(row.model)} over {sized(row)}, {METRICS[trained].heading}"
     seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
-    gap = "of the loss that qlora leaves above LoRA on the unquantized weights"
-    figure = f"{estimate_text(share, 2)} times ({where}, {seeds})"
-    if share.high is None or share.high >= 1:
-        said = f"None of {len(most)} starts is told apart from that at zero: the least share {gap}"
-        return [f"{said} is that of {row.order}, {figure}."]
-    return [f"Of {len(most)} starts beside that at zero, {row.order} leaves the least {gap}: {figure}."]
+    base = f"over {sized(row)} on {plain(row.model)} ({METRICS[trained].heading}, {seeds})"
+    gap = f"Of the loss gap that qlora leaves {base},"
+    if not less:
+        return [f"{gap} none of {len(most)} other starts is shown to leave less."]
+    least = f"in the estimate {row.order} leaves the least, {estimate_text(share, 2)} times"
+    return [f"{gap} {len(less)} of {len(most)} other starts are shown to leave less; {least}."]
 
 
 def fastest(run: Run) -> list[str]:

@@ -14,8 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean, variance
 from typing import Any
+
+from scipy.stats import t
 
 __all__ = [
     "DISTURBED",
@@ -98,8 +101,9 @@ def read_stat(raw: Any) -> Stat:
 
 
 def pool(stats: Sequence[Stat]) -> Stat:
-    """One figure over seeds: the mean; its variance is that within a seed (the items are the same ones for every
-    seed, so it does not shrink) plus that between seeds over their number. The largest p-value stands for all."""
+    """One figure over seeds: the mean. Its reach is the root of the squares of that within a seed (the items are the
+    same ones for every seed, so it does not shrink) and of that of the seeds' mean by Student's t. The largest p-value
+    stands for all."""
     known = [s for s in stats if s.value is not None]
     if len(known) < 2:
         return known[0] if known else (stats[0] if stats else Stat())
@@ -111,6 +115,12 @@ def pool(stats: Sequence[Stat]) -> Stat:
     return Stat(value, low, high, max(ns) if ns else None, delta, delta_low, delta_high, largest_p)
 
 
+@cache
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    return float(t.ppf(0.975, freedom))
+
+
 def _pool(seeds: Sequence[tuple[float | None, float | None, float | None]]) -> tuple[float | None, ...]:
     values = [v for v, _, _ in seeds if v is not None]
     if not values:
@@ -120,7 +130,7 @@ def _pool(seeds: Sequence[tuple[float | None, float | None, float | None]]) -> t
     up = [high - v for v, _, high in seeds if v is not None and high is not None]
     if len(down) < len(values) or len(up) < len(values):
         return mean, None, None
-    between = Z95**2 * (variance(values) / len(values) if len(values) > 1 else 0.0)
+    between = student(len(values) - 1) ** 2 * variance(values) / len(values) if len(values) > 1 else 0.0
     reach = [math.sqrt(fmean(d * d for d in side) + between) for side in (down, up)]
     return mean, mean - reach[0], mean + reach[1]
 

@@ -72,7 +72,8 @@ def find_method(name: str) -> Quantizer:
     found = METHODS.get(name) or PEERS.get(name) or CONTROLS.get(name)
     if found is None and name.startswith(PREFIX):
         raise ValueError(
-            f"unknown peer {name!r}; installed: {', '.join(PEERS) or 'none'}. Install them: pip install -e '.[peers]'"
+            f"unknown peer {name!r}; installed: {', '.join(PEERS) or 'none'}. Install them: "
+            "pip install -e '.[peers]', for gemlite on a CUDA device '.[peers-cuda]'"
         )
     if found is None:
         near = difflib.get_close_matches(name, METHODS, n=3) or list(METHODS)

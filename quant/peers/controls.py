@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.core import Calibration, QuantizedTensor, Quantizer
+from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError
 from quant.formats import Dense
 from quant.grouping import store_scale
 from quant.methods.double import DynamicMap
@@ -93,7 +93,15 @@ class ByDepth(Quantizer):
     def for_layers(
         self, weights: Mapping[str, Tensor], calibration: Mapping[str, Calibration] | None = None
     ) -> Mapping[str, Quantizer]:
-        blocks = list(dict.fromkeys(map(block_of, weights)))
+        sizes = dict.fromkeys(map(block_of, weights), 0)
+        for name, weight in weights.items():
+            sizes[block_of(name)] += weight.numel()
+        if len(sizes) < 2 or len(set(sizes.values())) > 1:
+            raise UnsupportedError(
+                f"budgets by depth need two or more blocks of one size, got {len(sizes)} of "
+                f"{min(sizes.values())} to {max(sizes.values())} weights"
+            )
+        blocks = list(sizes)
         share = torch.linspace(self.first, self.last, len(blocks), dtype=torch.float64).tolist()
         found = dict(zip(blocks, share, strict=True))
         return {name: dataclasses.replace(self.method, sparsity=found[block_of(name)]) for name in weights}

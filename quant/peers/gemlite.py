@@ -41,8 +41,8 @@ class _OnDevice(Peer):
 
     package = "gemlite"
 
-    def _layer(self, weight: Tensor) -> Any:
-        """The library's layer that holds `weight` [n, k] on a CUDA device."""
+    def _layer(self, weight: Tensor, device: torch.device) -> Any:
+        """The library's layer that holds `weight` [n, k] on `device`."""
         raise NotImplementedError
 
     def _stored(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class _OnDevice(Peer):
         device = device_of(home)
         if k % self._multiple():
             raise UnsupportedError(f"gemlite takes columns in multiples of {self._multiple()} here, this has {k}")
-        layer, names = self._layer(weight.to(device)), self._stored()
+        layer, names = self._layer(weight, device), self._stored()
         parts = [(PARTS[name], getattr(layer, name).detach().to(home)) for name in names]
 
         def decode(stored: Sequence[Tensor]) -> Tensor:
@@ -81,6 +81,12 @@ class GemLite(_OnDevice):
     source = "gemlite, A16Wn.from_weights"
     idea = "integers of HQQ in the layout of gemlite's kernels"
 
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 4) or self.group < MULTIPLE or self.group % MULTIPLE:
+            raise ValueError(
+                f"gemlite takes 2 or 4 bits and groups in multiples of {MULTIPLE}, got {self.bits} and {self.group}"
+            )
+
     @property
     def code_bits(self) -> int:
         return self.bits
@@ -95,15 +101,17 @@ class GemLite(_OnDevice):
     def _multiple(self) -> int:
         return math.lcm(self.group, MULTIPLE)
 
-    def _layer(self, weight: Tensor) -> Any:
+    def _layer(self, weight: Tensor, device: torch.device) -> Any:
         from gemlite.helper import A16Wn
 
-        made = HQQ(self.bits, self.group).quantize(weight)
+        made = HQQ(self.bits, self.group).quantize(weight)  # where the weight is, as ours
         assert isinstance(made, Affine)
         assert isinstance(made.scale, Tensor)
         assert isinstance(made.zero, Tensor)
-        scale = made.scale.half()
-        return A16Wn(device=str(weight.device)).from_weights(made.unpacked(), scale, made.zero, self.bits, self.group)
+        if made.scale.dtype != torch.float16:
+            raise UnsupportedError("gemlite keeps scales in float16, and those of this weight leave it; rescale it")
+        codes, scale, zero = (t.to(device) for t in (made.unpacked(), made.scale, made.zero))
+        return A16Wn(device=str(device)).from_weights(codes, scale, zero, self.bits, self.group)
 
 
 @dataclass(frozen=True)
@@ -133,14 +141,16 @@ class GemLiteFloat(_OnDevice):
     def _multiple(self) -> int:
         return MULTIPLE
 
-    def _layer(self, weight: Tensor) -> Any:
+    def _layer(self, weight: Tensor, device: torch.device) -> Any:
         from gemlite.helper import A16W4_MXFP, A16W4_NVFP
 
         n, k = weight.shape
+        if not bool(weight.half().isfinite().all()):
+            raise UnsupportedError("gemlite takes the weight in float16, which this one leaves; rescale it first")
         layer = nn.Linear(k, n, bias=False, device="meta")
-        layer.weight = nn.Parameter(weight.half(), requires_grad=False)
+        layer.weight = nn.Parameter(weight.half().to(device), requires_grad=False)
         maker = A16W4_MXFP if self.kind == "mxfp4" else A16W4_NVFP
-        return maker(device=str(weight.device), dtype=torch.float16).from_linear(layer)
+        return maker(device=str(device), dtype=torch.float16).from_linear(layer)
 
 
 _FOLDED = "it stores -zero * scale, rounded to float16, and computes the product in float16"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from quant import METHODS, Calibration
+from quant.core import UnsupportedError
 from quant.methods.owl import OWL, block_of, budgets
 from quant.methods.prune import Magnitude
 from quant.methods.sparsegpt import SparseGPT
@@ -119,6 +120,10 @@ def test_a_control_prunes_in_a_straight_line_of_depth_and_as_much_as_asked_in_al
     assert shares == pytest.approx([0.62, 0.66, 0.70, 0.74, 0.78])
     zeros = pruned(found, weights, known)
     assert [zeros[f"model.layers.{i}.up"] / 1600 for i in range(5)] == pytest.approx(shares)
+    with pytest.raises(UnsupportedError, match="two or more blocks of one size, got 3 of 200 to 3200 weights"):
+        control.for_layers(
+            {n: weights[n][:1] if "0.up" in n else weights[n] for n in list(weights)[:1] + list(weights)[2:6]}
+        )
     behind = CONTROLS["control-wanda-70-dense-behind"].for_layers(weights, known)
     assert [behind[f"model.layers.{i}.up"].sparsity for i in range(5)] == pytest.approx(shares[::-1])
     assert {c.method for n, c in CONTROLS.items() if n.startswith("control-wanda-70-")} == {Wanda(0.7)}

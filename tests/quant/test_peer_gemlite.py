@@ -49,7 +49,8 @@ class A16Wn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     helper = ModuleType("gemlite.helper")
-    helper.A16Wn = A16Wn  # type: ignore[attr-defined]
+    for name in ("A16Wn", "A16W4_MXFP", "A16W4_NVFP"):
+        setattr(helper, name, A16Wn)
     monkeypatch.setitem(sys.modules, "gemlite", ModuleType("gemlite"))
     monkeypatch.setitem(sys.modules, "gemlite.helper", helper)
     monkeypatch.setattr("quant.peers.gemlite.device_of", lambda home: home)
@@ -77,11 +78,19 @@ def test_what_is_stored_decides_and_each_weight_is_its_own() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize(("peer", "columns"), [(GemLite(), 96), (GemLite(group=16), 48), (GemLiteFloat(), 48)])
+@pytest.mark.parametrize(("peer", "columns"), [(GemLite(), 96), (GemLite(group=32), 48), (GemLiteFloat(), 48)])
 def test_columns_that_the_library_does_not_take_are_refused(peer: GemLite, columns: int) -> None:
     multiple = 64 if peer == GemLite() else 32
     with pytest.raises(UnsupportedError, match=f"takes columns in multiples of {multiple} here, this has {columns}"):
         peer.quantize(torch.ones(2, columns))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_weights_beyond_float16_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="keeps scales in float16"):
+        GemLite().quantize(W * 1e-6)
+    with pytest.raises(UnsupportedError, match="takes the weight in float16"):
+        GemLiteFloat().quantize(W * 1e9)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells of a machine without CUDA")
@@ -93,6 +102,10 @@ def test_without_a_cuda_device_it_says_so() -> None:
 def test_settings_and_the_control_beside_it() -> None:
     assert GemLite(bits=2).settings()["code_bits"] == 2
     assert GemLiteFloat(kind="nvfp4").settings()["kind"] == "nvfp4"
+    with pytest.raises(ValueError, match="2 or 4 bits and groups in multiples of 32, got 3 and 64"):
+        GemLite(bits=3)
+    with pytest.raises(ValueError, match="got 4 and 16"):
+        GemLite(group=16)
     with pytest.raises(ValueError, match="kind must be one of mxfp4, nvfp4, got 'fp4'"):
         GemLiteFloat(kind="fp4")
     ours = CONTROLS["control-mxfp4-ceil"]

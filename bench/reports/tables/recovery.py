@@ -63,10 +63,10 @@ def log_ratio(metric: dict[str, Any]) -> Stat:
 def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
     """The gap as a share of that of `qlora` over the same base, task and seeds; unknown where that may be 0.
 
-    Where records hold the loss of every text, a seed's interval is that of the mean of (gap - share * gap of `qlora`)
-    over the texts, in units of the mean gap of `qlora`, and seeds are pooled as everywhere. Where they do not, the
-    interval reaches from the low end of one over the high end of the other to the reverse, which is wider than it need
-    be.
+    It is the ratio of the mean gaps. Where records hold the loss of every text, its interval is that of the mean of
+    (gap - share * gap of `qlora`) over the texts, pooled over the seeds as everywhere, in units of the mean gap of
+    `qlora`. Where they do not, it reaches from the low end of one gap over the high end of the other to the reverse,
+    which is wider than it need be.
     """
     plain = run.find(row, "qlora")
     if plain is None or plain.task != row.task or plain.seeds != row.seeds:
@@ -77,12 +77,10 @@ def share_of(run: Run, row: Row, trained: str, kind: str) -> Stat:
     if row.order == "qlora":
         return Stat(1.0)
     lora = run.find(row, "lora", method="fp32")
-    if lora is not None and lora.seeds == row.seeds:
-        by_seed = [
-            paired_share(*found) for found in zip(*(losses(r, trained) for r in (row, plain, lora)), strict=True)
-        ]
-        if by_seed and all(found.value is not None for found in by_seed):
-            return pool(by_seed)
+    if lora is not None and (lora.task, lora.seeds) == (row.task, row.seeds):
+        paired = paired_share(*(losses(r, trained) for r in (row, plain, lora)))
+        if paired.value is not None:
+            return paired
     share = gap.value / whole.value
     if gap.low is None or gap.high is None or whole.low is None or whole.high is None:
         return Stat(share)
@@ -96,19 +94,23 @@ def losses(row: Row, trained: str) -> list[list[float]]:
     return [held if isinstance(held := dig(r, "accuracy", trained, "items"), list) else [] for r in records]
 
 
-def paired_share(far: list[float], plain: list[float], lora: list[float]) -> Stat:
-    """One seed's share and its interval over the texts, of losses of the same texts in the same order."""
-    if not far or not len(far) == len(plain) == len(lora):
+def paired_share(far: list[list[float]], plain: list[list[float]], lora: list[list[float]]) -> Stat:
+    """The share and its interval, of losses of the same texts in the same order, by seed; unknown without them."""
+    if not far or any(not a or not len(a) == len(b) == len(c) for a, b, c in zip(far, plain, lora, strict=True)):
         return Stat()
-    gaps, wholes = ([a - b for a, b in zip(losses, lora, strict=True)] for losses in (far, plain))
-    mean = fmean(wholes)
+    gaps, wholes = (
+        [[x - y for x, y in zip(mine, base, strict=True)] for mine, base in zip(losses, lora, strict=True)]
+        for losses in (far, plain)
+    )
+    mean = fmean(fmean(seed) for seed in wholes)
     if mean <= 0:
         return Stat()
-    share = fmean(gaps) / mean
-    rest = stat([(g - share * w) / mean for g, w in zip(gaps, wholes, strict=True)], statistic="mean")
-    if rest["low"] is None or rest["high"] is None:
+    share = fmean(fmean(seed) for seed in gaps) / mean
+    rests = [[(g - share * w) / mean for g, w in zip(a, b, strict=True)] for a, b in zip(gaps, wholes, strict=True)]
+    rest = pool([Stat(f["value"], f["low"], f["high"]) for f in (stat(r, statistic="mean") for r in rests)])
+    if rest.low is None or rest.high is None:
         return Stat(share)
-    return Stat(share, share + rest["low"], share + rest["high"])
+    return Stat(share, share + rest.low, share + rest.high)
 
 
 def _bits(row: Row) -> float:
