@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from bench.reports import style
 from bench.reports.caption import footer
@@ -81,10 +81,12 @@ def panel(axes: Axes, shown: list[Regime], log: bool) -> None:
 
 
 def ticks(axis: object) -> None:
-    """Plain numbers at 1, 2, 3, 5, 7 of each decade."""
+    """Plain numbers at 1, 1.5, 2, 3, 5, 7 of each decade, fewer over many of them; evenly spaced within an octave."""
     low, high = axis.get_view_interval()  # type: ignore[attr-defined]
     subs = (1, 1.5, 2, 3, 5, 7) if high < 30 * low else (1, 3) if high < 1e4 * low else (1,)
-    axis.set_major_locator(LogLocator(10, subs=subs))  # type: ignore[attr-defined]
+    locator = MaxNLocator(4) if high < 2 * low else LogLocator(10, subs=subs)
+    axis.set_major_locator(locator)  # type: ignore[attr-defined]
+    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))  # type: ignore[attr-defined]
     axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
 

@@ -24,6 +24,7 @@ from bench.reports.escape import plot_text
 from bench.reports.frames import Row, Run
 from bench.reports.front import pareto_front
 from bench.reports.labels import Label, place
+from bench.reports.plots.adapting import ticks
 from bench.reports.plots.registry import Plot, plot
 from bench.reports.stats import Stat
 from bench.reports.tables.methods import key_of
@@ -128,6 +129,7 @@ def pareto(run: Run, kind: str) -> Plot | None:
         scatter(axes, shown, log=True)
         plain_ticks(axes)
         axes.set_ylabel(quality)
+    ticks(panels[0].yaxis)
     bits_scale(panels[0], ranked)
     stair(panels[0], front)
     if near:
