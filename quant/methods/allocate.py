@@ -7,7 +7,8 @@ For every layer and every choice the weight is quantized; with e = decoded - w t
                     outputs, counted once for every weight; counted once a layer, the small layers would get all bits
 
 and one choice a layer is taken so that the sum of the damages is least and the stored bytes, per-tensor constants left
-out, stay within `bits` a weight: a multiple-choice knapsack, solved to the optimum (`quant.knapsack`).
+out, stay within `bits` a weight or within so many bytes: a multiple-choice knapsack, solved to the optimum
+(`quant.knapsack`).
 Sources: Dong et al. 2019 (HAWQ), arXiv 1905.03696; as an integer program over layers: Guo et al. 2023 (LQ-LoRA),
 arXiv 2311.12023; Fisher information of weights: Kim et al. 2023 (SqueezeLLM), arXiv 2306.07629.
 """
@@ -26,7 +27,7 @@ from torch import Tensor
 from quant.core import Calibration, QuantizedTensor, Quantizer, UnsupportedError, checked, register
 from quant.methods.uniform import Uniform
 
-__all__ = ["Allocated", "damage"]
+__all__ = ["Allocated", "WithinBytes", "damage"]
 
 SENSITIVITIES = ("fisher", "second_moment")
 
@@ -67,6 +68,13 @@ class Allocated(Quantizer):
     def for_layers(
         self, weights: Mapping[str, Tensor], calibration: Mapping[str, Calibration] | None = None
     ) -> Mapping[str, Quantizer]:
+        total = sum(weight.numel() for weight in {id(w): w for w in weights.values()}.values())
+        return self.within(int(self.bits * total / 8), weights, calibration)
+
+    def within(
+        self, budget: int, weights: Mapping[str, Tensor], calibration: Mapping[str, Calibration] | None = None
+    ) -> Mapping[str, Quantizer]:
+        """The quantizer of each layer such that all of them are stored in `budget` bytes, whatever `bits` is."""
         from quant.knapsack import choose  # scipy's solver takes half a second to import
 
         fitted = [choice.for_layers(weights, calibration) for choice in self.choices]
@@ -76,10 +84,13 @@ class Allocated(Quantizer):
         lost, size = self._measured({name: weights[name] for name in first.values()}, fitted, calibration)
         total = sum(weights[name].numel() for name in first.values())
         try:
-            picks = dict(zip(first.values(), choose(lost, size, int(self.bits * total / 8)), strict=True))
+            picks = dict(zip(first.values(), choose(lost, size, budget), strict=True))
         except ValueError as error:
-            least = 8 * int(size.min(1).sum()) / total
-            raise UnsupportedError(f"no choice is within {self.bits} bits a weight: they need {least:.3f}") from error
+            least = int(size.min(1).sum())
+            raise UnsupportedError(
+                f"no choice is within {8 * budget / total:.4g} bits a weight ({budget} bytes): they need "
+                f"{8 * least / total:.3f} ({least})"
+            ) from error
         return {name: fitted[picks[first[id(weight)]]][name] for name, weight in weights.items()}
 
     def _measured(
@@ -104,6 +115,52 @@ class Allocated(Quantizer):
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         """As a model of this one layer; `for_layers` gives each layer its choice instead."""
+        assert calibration is not None
+        return self.for_layers({"layer": weight}, {"layer": calibration})["layer"].quantize(weight, calibration)
+
+
+@dataclass(frozen=True)
+class WithinBytes(Quantizer):
+    """The layers of one model in `n_bytes`, those of weights that layers share counted once.
+
+    Bytes are of the quantized layers, per-tensor constants left out; what is not quantized (embeddings, norms, heads)
+    comes on top, see *whole model* in the tables of memory. The other settings are those of `Allocated`.
+    """
+
+    choices: tuple[Quantizer, ...]
+    n_bytes: int
+    sensitivity: str = "fisher"
+
+    source = Allocated.source
+    idea = "the least damage in so many bytes"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_bytes, bool) or not isinstance(self.n_bytes, int) or self.n_bytes <= 0:
+            raise ValueError(f"n_bytes must be a positive integer, got {self.n_bytes!r}")
+        self._allocated()  # checks the rest
+
+    def _allocated(self) -> Allocated:
+        return Allocated(self.choices, 32.0, self.sensitivity)
+
+    @property
+    def family(self) -> str:
+        return self._allocated().family
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self._allocated().needs
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        return self._allocated().trainable
+
+    def for_layers(
+        self, weights: Mapping[str, Tensor], calibration: Mapping[str, Calibration] | None = None
+    ) -> Mapping[str, Quantizer]:
+        return self._allocated().within(self.n_bytes, weights, calibration)
+
+    def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
+        """As a model of this one layer."""
         assert calibration is not None
         return self.for_layers({"layer": weight}, {"layer": calibration})["layer"].quantize(weight, calibration)
 

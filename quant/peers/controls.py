@@ -73,7 +73,10 @@ class Moved(Quantizer):
 
 @dataclass(frozen=True)
 class ByDepth(Quantizer):
-    """`method` prunes the first block of the model to `first`, the last to `last`, those between in a straight line."""
+    """`method` prunes the first block of the model to `first`, the last to `last`, those between in a straight line.
+
+    A single block is pruned as `method` says.
+    """
 
     method: Wanda
     first: float
@@ -96,10 +99,11 @@ class ByDepth(Quantizer):
         sizes = dict.fromkeys(map(block_of, weights), 0)
         for name, weight in weights.items():
             sizes[block_of(name)] += weight.numel()
-        if len(sizes) < 2 or len(set(sizes.values())) > 1:
+        if len(sizes) < 2:
+            return dict.fromkeys(weights, self.method)
+        if len(set(sizes.values())) > 1:
             raise UnsupportedError(
-                f"budgets by depth need two or more blocks of one size, got {len(sizes)} of "
-                f"{min(sizes.values())} to {max(sizes.values())} weights"
+                f"budgets by depth need blocks of one size, got {min(sizes.values())} to {max(sizes.values())} weights"
             )
         blocks = list(sizes)
         share = torch.linspace(self.first, self.last, len(blocks), dtype=torch.float64).tolist()

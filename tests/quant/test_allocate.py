@@ -15,7 +15,7 @@ from torch import nn
 from quant import Calibration, UnsupportedError, quantize_model
 from quant.knapsack import bound, choose
 from quant.linear import QuantizedLinear
-from quant.methods.allocate import Allocated, damage
+from quant.methods.allocate import Allocated, WithinBytes, damage
 from quant.methods.nf4 import NF
 from quant.methods.uniform import Uniform
 from tests.quant.samples import calibration_of, gaussian
@@ -64,7 +64,7 @@ def test_many_layers_are_within_one_item_of_the_lagrangian_bound():
 def test_a_budget_below_the_smallest_choices_is_refused():
     with pytest.raises(ValueError, match="the smallest choices take 5, more than the budget of 4"):
         choose(np.ones((1, 2)), np.array([[5, 6]]), 4)
-    with pytest.raises(UnsupportedError, match=r"no choice is within 2.0 bits a weight: they need 2\.\d"):
+    with pytest.raises(UnsupportedError, match=r"within 2 bits a weight \(128 bytes\): they need 2\.\d+ \(\d+\)"):
         Allocated(CHOICES, 2.0).quantize(gaussian(8, 64), calibration_of(8, 64))
 
 
@@ -110,6 +110,32 @@ def test_within_the_budget_no_assignment_of_the_layers_is_predicted_better(sensi
         assert uniform[1] > budget or lost <= uniform[0]
 
 
+@SENSITIVITIES
+def test_the_best_model_within_so_many_bytes_is_that_of_as_many_bits(sensitivity):
+    weights, known = model()
+    total = sum(w.numel() for w in weights.values())
+    for bits in (2.5, 3.0, 4.0):
+        n_bytes = int(bits * total / 8)
+        fitted = WithinBytes(CHOICES, n_bytes, sensitivity).for_layers(weights, known)
+        assert fitted == Allocated(CHOICES, bits, sensitivity).for_layers(weights, known)
+        assert measured(weights, known, fitted, sensitivity)[1] <= n_bytes
+    exact = measured(weights, known, dict.fromkeys(weights, CHOICES[1]), sensitivity)
+    fitted = WithinBytes(CHOICES, exact[1], sensitivity).for_layers(weights, known)
+    assert measured(weights, known, fitted, sensitivity)[0] <= exact[0]  # it fits to the byte
+    with pytest.raises(UnsupportedError, match=r"\(9 bytes\)"):
+        WithinBytes(CHOICES, 9).for_layers(weights, known)
+
+
+def test_a_shared_weight_takes_its_bytes_once():
+    weights, known = model()
+    weights, known = weights | {"again": weights["l1"]}, known | {"again": known["l1"]}
+    once = {n: w for n, w in weights.items() if n != "again"}
+    n_bytes = measured(once, known, dict.fromkeys(once, CHOICES[2]), "fisher")[1]
+    fitted = WithinBytes(CHOICES, n_bytes).for_layers(weights, known)
+    assert set(fitted.values()) == {CHOICES[2]}
+    assert WithinBytes(CHOICES, n_bytes - 1).for_layers(weights, known) != fitted
+
+
 def test_bits_go_to_the_layers_that_need_them():
     weights, known = model()
     fitted = Allocated(CHOICES, 3.0).for_layers(weights, known)
@@ -152,6 +178,11 @@ def test_settings_are_json_and_nested_needs_are_passed_on():
 
 
 def test_settings_are_checked():
+    for bad in (0, 2.5, True):
+        with pytest.raises(ValueError, match="n_bytes must be a positive integer"):
+            WithinBytes(CHOICES, bad)
+    with pytest.raises(ValueError, match="sensitivity"):
+        WithinBytes(CHOICES, 100, "hessian")
     for bad in ({"choices": ()}, {"bits": 0}, {"sensitivity": "hessian"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Allocated(**{"choices": CHOICES, "bits": 3.0} | bad)

@@ -120,10 +120,12 @@ def test_a_control_prunes_in_a_straight_line_of_depth_and_as_much_as_asked_in_al
     assert shares == pytest.approx([0.62, 0.66, 0.70, 0.74, 0.78])
     zeros = pruned(found, weights, known)
     assert [zeros[f"model.layers.{i}.up"] / 1600 for i in range(5)] == pytest.approx(shares)
-    with pytest.raises(UnsupportedError, match="two or more blocks of one size, got 3 of 200 to 3200 weights"):
+    with pytest.raises(UnsupportedError, match="budgets by depth need blocks of one size, got 200 to 3200 weights"):
         control.for_layers(
             {n: weights[n][:1] if "0.up" in n else weights[n] for n in list(weights)[:1] + list(weights)[2:6]}
         )
+    alone = {"layers.0.up": weights["model.layers.0.up"]}
+    assert control.for_layers(alone, known)["layers.0.up"] == Wanda(0.7)
     behind = CONTROLS["control-wanda-70-dense-behind"].for_layers(weights, known)
     assert [behind[f"model.layers.{i}.up"].sparsity for i in range(5)] == pytest.approx(shares[::-1])
     assert {c.method for n, c in CONTROLS.items() if n.startswith("control-wanda-70-")} == {Wanda(0.7)}
