@@ -23,10 +23,9 @@ from quant.core import Calibration, QuantizedTensor, Quantizer, register
 from quant.formats import Affine
 from quant.grouping import Group, check_group, check_scale, decode_scale, expand, grouped, inverse_of, packed_by_rows
 from quant.methods.uniform import Uniform
+from quant.rows import row_blocks
 
 __all__ = ["HQQ"]
-
-PIECE = 1 << 19  # weights worked on at a time, through all rounds; see quant.rows
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,11 @@ class HQQ(Quantizer):
         scale = decode_scale(start.scale)
         cells, real = grouped(weight, self.group), grouped(weight.new_ones(1, k), self.group)
         zero = torch.empty_like(start.zero)
-        step = max(1, PIECE // k)
-        room = weight.new_empty(5, *cells[:step].shape)
-        for i in range(0, n, step):
-            rows = slice(i, i + step)
-            zero[rows] = self._zeros(cells[rows], real, scale[rows, :, None], start.zero[rows], room[:, : n - i])
+        blocks = row_blocks(weight)
+        room = weight.new_empty(5, *cells[blocks[0]].shape)
+        for rows in blocks:
+            w = cells[rows]
+            zero[rows] = self._zeros(w, real, scale[rows, :, None], start.zero[rows], room[:, : len(w)])
         inverse, shift = inverse_of(scale), zero.float()
 
         def codes_of(rows: slice) -> Tensor:

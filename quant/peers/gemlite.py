@@ -8,6 +8,7 @@ multiplying the identity with it, so that an error is that of the product which 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,17 +42,17 @@ class _OnDevice(Peer):
 
     package = "gemlite"
 
+    @abstractmethod
     def _layer(self, weight: Tensor, device: torch.device) -> Any:
         """The library's layer that holds `weight` [n, k] on `device`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stored(self) -> tuple[str, ...]:
         """Names in `PARTS` of the layer's tensors that hold the weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _multiple(self) -> int:
         """The columns of a weight are a multiple of this."""
-        raise NotImplementedError
 
     def _quantize(self, weight: Tensor, calibration: Calibration | None) -> QuantizedTensor:
         home, k = weight.device, weight.shape[1]

@@ -21,7 +21,7 @@ SMALL = 130  # weights: two rows of 65, one of 100, all of 7 x 1
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for where in ("quant.rows.CACHED", "quant.methods.hqq.PIECE", "quant.nearest.PIECE"):
+    for where in ("quant.rows.CACHED", "quant.nearest.PIECE"):
         monkeypatch.setattr(where, SMALL)
 
 
